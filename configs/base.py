@@ -1,0 +1,126 @@
+"""Every field of a configuration, with its meaning and default.
+
+A recipe calls `get_config()`, changes what it needs and returns the result; `medvr_jax/configuration.py` checks names,
+types and combinations. Where the papers leave a value open, the default is the one that the README's fidelity table
+gives. Axis letters: B prompts of a step, M trajectories per prompt, P prompt tokens, T response tokens, E tokens fed
+at once, I images per prompt, S patches per image, R raster side.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def section() -> ConfigDict:
+    """An empty part of a configuration. Types are left to `medvr_jax.configuration`, whose messages name the field."""
+    return ConfigDict(type_safe=False)
+
+
+def get_config() -> ConfigDict:
+    """The defaults. Not a recipe: `model.path` is empty."""
+    config = section()
+    config.trainer = "grpo"  # grpo | supervised (the warm-up that made the tiny checkpoint)
+    config.seed = 0  # of everything random: data order, sampling, forks
+    config.steps = 100  # updates of the policy; a run may be resumed with more
+    config.checkpoint_every = 20  # steps between checkpoints; the last step always has one
+    config.keep_checkpoints = 2  # newest checkpoints to keep
+    config.evaluate_every = 20  # steps between evaluations; there is one before the first update and one at the end
+    config.export_at_end = True  # write a Hugging Face folder to WORKDIR/export when training is done
+
+    model = config.model = section()
+    model.path = ""  # Hugging Face folder of the policy: config.json, safetensors, tokenizer, image processor
+    model.compute_dtype = "float32"  # float32 | bfloat16: matrix products; norms, softmax and rope stay float32
+    model.parameter_dtype = "float32"  # float32 | bfloat16: master weights and optimiser state
+    model.freeze_vision_tower = False  # train the decoder only
+    model.remat = "none"  # none | block: recompute each decoder layer in the backward pass to save memory
+
+    mesh = config.mesh = section()
+    mesh.data = -1  # devices that split the prompts of a step; -1 = all that the other axes leave
+    mesh.fsdp = 1  # devices that split the prompts and also the parameters
+    mesh.tensor = 1  # devices that split heads and MLP width
+    mesh.host_devices = 1  # devices that a CPU host is divided into; GPU and TPU ignore it
+
+    data = config.data = section()
+    data.name = "synthetic"  # synthetic | jsonl
+    data.train_file = ""  # jsonl: training examples, one JSON object per line
+    data.test_file = ""  # jsonl: test examples
+    data.image_folder = ""  # jsonl: what the image paths in these files are relative to
+    data.prompts_per_step = 16  # B
+    data.test_examples = 512  # examples of an evaluation, one greedy trajectory each
+    data.evaluation_batch = 64  # of these at a time
+    data.synthetic = section()  # the synthetic task; ignored by jsonl
+    data.synthetic.image_side = 448  # pixels
+    data.synthetic.lesion_side = 28  # diameter of the lesion in pixels
+    data.synthetic.period = 7.0  # of the lesion's stripes in pixels; their direction is the class
+    data.synthetic.texture_cells = 14  # cells of the background's texture along a side
+    data.synthetic.margin = 0.18  # lesion centres keep this share of the side from the border
+    data.synthetic.seed = 0  # of the images; another seed is another task of the same kind
+
+    prompt = config.prompt = section()
+    prompt.system = ""  # system prompt; empty = the full one, with the tool's JSON schema
+    prompt.bucket = 1024  # P; longer prompts are refused
+    prompt.images = 1  # I; prompts with more are refused
+    prompt.patches = 2048  # S, patches of the largest image, a multiple of 4
+    prompt.min_pixels = 3136  # smaller images are enlarged to this many pixels, side ratio kept
+    prompt.max_pixels = 401408  # larger images are reduced to this many; needs max_pixels <= 196 patches
+
+    rollout = config.rollout = section()
+    rollout.trajectories = 16  # M
+    rollout.temperature = 1.0  # of sampling and of the scorer alike; evaluation is greedy
+    rollout.max_turns = 5  # turns of the policy in one trajectory, the answer's included
+    rollout.response_length = 1024  # T; a trajectory that would grow longer ends, truncated
+    rollout.observation_length = 640  # E, tokens of one observation (crop and text) fed in one call
+    rollout.tools = ("image_zoom_in_tool",)  # tools that the policy may call; () = text only
+    rollout.crop_patches = 2048  # S of a crop, a multiple of 4
+    rollout.crop_min_pixels = 3136  # smaller crops are enlarged to this many pixels
+    rollout.crop_max_pixels = 401408  # larger crops are reduced to this many; <= 196 crop_patches
+
+    evr = config.evr = section()  # entropy-guided visual regrounding
+    evr.enabled = True  # off: all M trajectories are sampled from the prompt
+    evr.p_base = 0.5  # P = P_base + gamma (H_tool - H_base)
+    evr.gamma = 0.5  # 0 = random forks
+    evr.threshold = 0.0  # a fork needs H_tool - H_base above this
+    evr.base_tokens = 20  # H_base: mean entropy of at most this many first sampled tokens
+    evr.window = 20  # H_tool: mean entropy of at most this many last coordinate tokens
+    evr.entropy_unit = "nats"  # nats | log_vocabulary (divided by log V)
+    evr.spending = "repeated"  # repeated: ask eligible trajectories until the budget is used | one_pass: once each
+    evr.max_passes = 8  # repeated: passes at most; what is left of the budget becomes fresh trajectories
+
+    rewards = config.rewards = section()
+    rewards.accuracy_weight = 1.0  # of R_acc, 1 for a right answer, else 0
+    rewards.format_weight = 1.0  # of R_format, 0 for well-formed output, else format_penalty
+    rewards.tool_weight = 1.0  # of R_tool, which only right answers earn
+    rewards.format_penalty = -0.2  # R_format of malformed output
+    rewards.tool = "consensus"  # consensus (CCA) | conditional (zoomed and right) | unconditional (zoomed) | none
+    rewards.eta = 0.5  # consensus: `high` needs an IoU with the consensus above this
+    rewards.raster = 64  # R of the masks
+    rewards.high = 1.0  # R_tool above eta; conditional and unconditional pay this too
+    rewards.low = 0.5  # R_tool otherwise
+    rewards.minimum_correct = 1  # consensus: with fewer right trajectories in the group, nobody gets `high`
+
+    grpo = config.grpo = section()
+    grpo.clip_low = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
+    grpo.clip_high = 0.2  # larger than clip_low = clip-higher
+    grpo.kl_weight = 0.0  # of the k3 estimate of KL to the policy before training; 0 = no reference is kept
+    grpo.aggregation = "token"  # token: each sampled token counts the same | sequence: each trajectory does
+    grpo.updates_per_batch = 1  # optimiser steps on one batch of rollouts; the ratio is clipped only from the second on
+    grpo.std_threshold = 1e-3  # groups whose rewards have a smaller standard deviation get no advantage
+    grpo.normalise_by_std = True  # divide advantages by the group's standard deviation
+    grpo.micro_batch_groups = 0  # groups per forward and backward pass; 0 = all; changes memory, not results
+    grpo.skip_zero_spread = False  # leave groups without spread out of the loss and its denominators
+    grpo.logit_chunk = 512  # tokens whose logits over the vocabulary exist at once
+
+    optimizer = config.optimizer = section()  # AdamW
+    optimizer.learning_rate = 1e-6
+    optimizer.schedule = "constant"  # constant | cosine (to 0 at the last step); both after the warm-up
+    optimizer.warmup_steps = 0  # learning rate rises linearly over these steps
+    optimizer.weight_decay = 0.0
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.999
+    optimizer.epsilon = 1e-8
+    optimizer.max_grad_norm = 1.0  # gradients are scaled down to this global norm
+
+    report = config.report = section()
+    report.groups = 12  # groups shown with image, boxes and texts
+    report.rollouts_every = 10  # steps between files of rollouts/; the first and last step always have one
+    return config

@@ -1,0 +1,64 @@
+"""The recipe of medvr_jax/assets/tiny: supervised warm-up of a random 0.35 M-parameter Qwen2.5-VL, no reward.
+
+It teaches what a pre-trained VLM would bring: to write the format, to point at a marker that it is asked for, and to read
+a lesion that fills a crop. It never shows where a lesion is: boxes for lesions are drawn at random. One CPU core, about
+five minutes:
+
+    python -m medvr_jax.main --config=configs/tiny_warmup.py --workdir=runs/warmup
+
+writes runs/warmup/export, which is what the assets folder holds.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """base.py's fields and a section of its own; of the former only seed, trainer and data.synthetic are used."""
+    config = base.get_config()
+    config.trainer = "supervised"
+    config.seed = 0
+
+    warmup = config.warmup = base.section()
+    warmup.vocabulary = 512  # BPE tokens before the added ones
+    warmup.initializer_range = 0.15  # with 0.05 the first stage stays at chance
+    warmup.text = base.section()  # the decoder
+    warmup.text.hidden_size = 64
+    warmup.text.intermediate_size = 128
+    warmup.text.num_layers = 2
+    warmup.text.num_heads = 4
+    warmup.text.num_kv_heads = 2
+    warmup.text.mrope_section = (2, 3, 3)
+    warmup.text.rope_theta = 10.0  # small: with 1e4 grounding takes nearly twice as many steps
+    warmup.text.max_position_embeddings = 4096
+    warmup.text.tie_word_embeddings = True
+    warmup.vision = base.section()  # the tower
+    warmup.vision.depth = 2
+    warmup.vision.hidden_size = 64
+    warmup.vision.intermediate_size = 128
+    warmup.vision.num_heads = 4
+    warmup.vision.full_attention_blocks = (1,)
+
+    warmup.box_side = 42  # every box is a square of this side, in pixels of the overview …
+    warmup.box_step = 14  # … on a lattice of this pitch: 36 boxes
+    warmup.pool = 2048  # different images of each kind
+    warmup.learning_rate = 2e-3
+    warmup.ramp_steps = 30  # of each stage: the learning rate rises linearly
+    warmup.max_grad_norm = 1.0
+    warmup.log_every = 20
+
+    warmup.classify_steps = 140  # stage 1: the tower alone tells the classes of crops
+    warmup.classify_batch = 64
+    warmup.ground_steps = 300  # stage 2: point at the marker
+    warmup.ground_batch = 64
+    warmup.mixed_steps = 300  # stage 3: format, reading and pointing together; the learning rate falls to 0
+    warmup.lesion_batch = 24  # prompts that ask for the lesion …
+    warmup.rows = 4  # … each with this many trajectories: half with random boxes, half reading
+    warmup.marker_batch = 32
+    warmup.direct_batch = 8  # prompts answered at once, without a zoom
+    warmup.answer_weight = 8.0  # of the tokens that name the class, against 1 for others
+    warmup.box_weight = 2.0  # of coordinate tokens when pointing at the marker
+    return config

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Installs what the tests need, checks the style, runs the tests. Arguments go to pytest: bash launch/test.sh -k rope
+# The exit status is pytest's, or ruff's where the tests pass and the style does not.
+set -uo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+install requirements.txt requirements-test.txt || exit
+
+.venv/bin/ruff check .
+style=$?
+
+# Two workers with one thread each: more would only compete for the cores.
+export JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+export XLA_FLAGS="--xla_cpu_multi_thread_eigen=false ${XLA_FLAGS:-}"
+.venv/bin/python -m pytest -q -n 2 --dist loadfile "$@"
+tests=$?
+[ "$tests" -ne 0 ] && exit "$tests"
+exit "$style"

@@ -1,0 +1,159 @@
+"""From a checked configuration to the parts of a run. The only reader of the configuration below `main.py` and the loops.
+
+Everything behind this file takes plain values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from medvr_jax.configuration import check_batches
+from medvr_jax.datasets.source import ExampleSource, make_source
+from medvr_jax.inputs.chat import Encoder, load_encoder
+from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.weights import load_backbone
+from medvr_jax.rollout.engine import RolloutEngine, RolloutSettings
+from medvr_jax.rollout.evr import EvrSettings
+from medvr_jax.rollout.tools import Tool, system_prompt, tools_by_name
+from medvr_jax.training import sharding
+from medvr_jax.training.rewarding import RewardSettings
+from medvr_jax.training.state import OptimizerSettings
+from medvr_jax.training.update import UpdateSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What training, evaluation and export share.
+
+    Attributes:
+        config: the run's configuration.
+        mesh: the devices.
+        graphdef: structure of the backbone.
+        params: its parameters as the model folder has them.
+        backbone: its shapes.
+        encoder: tokenizer, image processor and system prompt.
+        tools: tools by name.
+        source: training and test examples.
+    """
+
+    config: Any
+    mesh: Mesh
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    backbone: BackboneConfig
+    encoder: Encoder
+    tools: dict[str, Tool]
+    source: ExampleSource
+
+    def engine(self, settings: RolloutSettings) -> RolloutEngine:
+        """A rollout engine for these shapes and rules."""
+        put = functools.partial(sharding.put_by_group, mesh=self.mesh)
+        return RolloutEngine(self.graphdef, self.backbone, self.encoder, self.tools, settings, put)
+
+
+def assemble(config: Any) -> Parts:
+    """Reads the model folder and the data; UserError for whatever is wrong with them."""
+    mesh = sharding.make_mesh(sharding.MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
+    check_batches(_flat(config), sharding.data_shards(mesh))
+    folder = Path(config.model.path)
+    tools = tools_by_name(config.rollout.tools)
+    encoder = load_encoder(
+        folder,
+        config.prompt.system or system_prompt(tools),
+        prompt_patches=config.prompt.patches,
+        prompt_min_pixels=config.prompt.min_pixels,
+        prompt_max_pixels=config.prompt.max_pixels,
+        crop_patches=config.rollout.crop_patches,
+        crop_min_pixels=config.rollout.crop_min_pixels,
+        crop_max_pixels=config.rollout.crop_max_pixels,
+    )
+    source = make_source(config.data, config.seed)
+    graphdef, params = load_backbone(folder, config.model.parameter_dtype, config.model.compute_dtype)
+    return Parts(config, mesh, graphdef, params, BackboneConfig.from_folder(folder), encoder, tools, source)
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    return {f"{section}.{name}": value for section in ("data", "grpo") for name, value in config[section].items()}
+
+
+def training_rollout(config: Any, backbone: BackboneConfig) -> RolloutSettings:
+    """Rollouts of training: M trajectories at a temperature, with forks if the configuration has them."""
+    return dataclasses.replace(
+        greedy_rollout(config),
+        trajectories=config.rollout.trajectories,
+        temperature=config.rollout.temperature,
+        evr=_evr(config, backbone) if config.evr.enabled else None,
+    )
+
+
+def greedy_rollout(config: Any) -> RolloutSettings:
+    """Rollouts of evaluation: one greedy trajectory, no forks."""
+    return RolloutSettings(
+        trajectories=1,
+        temperature=0.0,
+        max_turns=config.rollout.max_turns,
+        response_length=config.rollout.response_length,
+        observation_length=config.rollout.observation_length,
+        prompt_bucket=config.prompt.bucket,
+        prompt_images=config.prompt.images,
+        prompt_patches=config.prompt.patches,
+        crop_patches=config.rollout.crop_patches,
+        evr=None,
+    )
+
+
+def _evr(config: Any, backbone: BackboneConfig) -> EvrSettings:
+    evr = config.evr
+    scale = 1.0 if evr.entropy_unit == "nats" else 1.0 / math.log(backbone.text.vocab_size)
+    return EvrSettings(
+        p_base=evr.p_base,
+        gamma=evr.gamma,
+        threshold=evr.threshold,
+        base_tokens=evr.base_tokens,
+        window=evr.window,
+        entropy_scale=scale,
+        repeated=evr.spending == "repeated",
+        max_passes=evr.max_passes,
+    )
+
+
+def reward_settings(config: Any) -> RewardSettings:
+    """Weights and rules of the reward and the advantage."""
+    names = [field.name for field in dataclasses.fields(RewardSettings)]
+    values = {**config.rewards, **config.grpo}
+    return RewardSettings(**{name: values[name] for name in names})
+
+
+def update_settings(config: Any, mesh: Mesh) -> UpdateSettings:
+    """The objective and how its gradient is taken."""
+    grpo = config.grpo
+    return UpdateSettings(
+        clip_low=grpo.clip_low,
+        clip_high=grpo.clip_high,
+        kl_weight=grpo.kl_weight,
+        aggregation=grpo.aggregation,
+        temperature=config.rollout.temperature,
+        micro_batch_groups=grpo.micro_batch_groups,
+        logit_chunk=grpo.logit_chunk,
+        remat=config.model.remat,
+        data_shards=sharding.data_shards(mesh),
+    )
+
+
+def optimizer_settings(config: Any) -> OptimizerSettings:
+    """AdamW and its schedule."""
+    return OptimizerSettings(**config.optimizer, steps=config.steps * config.grpo.updates_per_batch)
+
+
+def run_seed_key(config: Any, step: int) -> jax.Array:
+    """The random key of a step; nothing else of a run is random."""
+    return jax.random.fold_in(jax.random.key(config.seed), step)

@@ -1,0 +1,349 @@
+"""From `--config=FILE[:variant]` and overrides to a checked configuration.
+
+Everything a user can get wrong in a configuration is refused here, before anything heavy is imported: unknown fields
+(with the nearest valid name), wrong types, values out of range, combinations that cannot work, missing files. The
+fields themselves are in `configs/base.py`; what belongs to a run's folder is in `workdir.py`. No jax in this file.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import json
+import math
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from medvr_jax.errors import UserError
+
+REPOSITORY = str(Path(__file__).resolve().parents[1])
+if REPOSITORY not in sys.path:  # `configs`, which recipes import too, lies beside this package
+    sys.path.insert(0, REPOSITORY)
+
+from configs import base  # noqa: E402
+
+TOOLS = ("image_zoom_in_tool",)
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "trainer": ("grpo", "supervised"),
+    "model.compute_dtype": ("float32", "bfloat16"),
+    "model.parameter_dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "block"),
+    "data.name": ("synthetic", "jsonl"),
+    "evr.entropy_unit": ("nats", "log_vocabulary"),
+    "evr.spending": ("repeated", "one_pass"),
+    "rewards.tool": ("consensus", "conditional", "unconditional", "none"),
+    "grpo.aggregation": ("token", "sequence"),
+    "optimizer.schedule": ("constant", "cosine"),
+}
+# Numbers are at least 0 and whole ones at least 1, unless they are named here: (lowest, highest).
+RANGES: dict[str, tuple[float, float]] = {
+    "seed": (0, 2**32 - 1),
+    "mesh.data": (-1, math.inf),
+    "rollout.trajectories": (2, math.inf),
+    "data.synthetic.seed": (0, math.inf),
+    "data.synthetic.margin": (0, 0.49),
+    "evr.p_base": (0, 1),
+    "evr.threshold": (-math.inf, math.inf),
+    "rewards.format_penalty": (-math.inf, 0),
+    "rewards.eta": (0, 1),
+    "rewards.high": (-math.inf, math.inf),
+    "rewards.low": (-math.inf, math.inf),
+    "grpo.clip_low": (0, 1),
+    "grpo.micro_batch_groups": (0, math.inf),
+    "optimizer.warmup_steps": (0, math.inf),
+    "optimizer.b1": (0, 1),
+    "optimizer.b2": (0, 1),
+    "report.groups": (0, math.inf),
+}
+POSITIVE = ("rollout.temperature", "optimizer.learning_rate", "optimizer.epsilon", "optimizer.max_grad_norm")
+
+
+# ---------------------------------------------------------------------------------------------- reading a recipe
+
+
+def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> FrozenConfigDict:
+    """Reads `FILE[:variant]`, applies `(field, text)` overrides and checks the result."""
+    file, colon, variant = spec.partition(":")
+    return validate(override(_run_recipe(Path(file), variant if colon else None), overrides))
+
+
+def _run_recipe(file: Path, variant: str | None) -> ConfigDict:
+    if not file.is_file():
+        raise UserError(f"--config: {str(file)!r} is not a file; give FILE[:variant], e.g. configs/tiny_cpu.py:zoom")
+    try:
+        get_config = runpy.run_path(str(file)).get("get_config")
+        if not callable(get_config):
+            raise UserError(f"--config: {file} defines no function get_config()")
+        if variant is not None and not inspect.signature(get_config).parameters:
+            raise UserError(f"--config: {file} has no variants, but {variant!r} was asked for")
+        config = get_config() if variant is None else get_config(variant)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's file raises is the user's to mend
+        raise UserError(f"--config: {file}{_where(error, file)}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: get_config() of {file} returns a {type(config).__name__}, needed is a ConfigDict")
+    return config
+
+
+def _where(error: Exception, file: Path) -> str:
+    if isinstance(error, SyntaxError):
+        return ""  # its own text names the line
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def override(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> ConfigDict:
+    """Sets fields in place from the texts of a command line; a text of the wrong kind is left for `validate`."""
+    schema = _schema(config)
+    for name, text in overrides:
+        if name not in schema:
+            raise _unknown(name, schema)
+        parent = config
+        *sections, field = name.split(".")
+        for part in sections:
+            parent = parent[part]
+        parent[field] = _parse(name, text, schema[name])
+    return config
+
+
+def _parse(name: str, text: str, default: Any) -> Any:
+    """The value that `text` stands for in a field with this default, or `text` itself if it is of a wrong kind."""
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if isinstance(default, tuple) and not text.startswith(("(", "[")):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    try:
+        return float(text) if isinstance(default, float) else ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+# ------------------------------------------------------------------------------------------------------ checking
+
+
+def validate(config: ConfigDict) -> FrozenConfigDict:
+    """A frozen copy with whole numbers in decimal fields made decimal; UserError if anything is wrong."""
+    schema = _schema(config)
+    found = dict(leaves(config))
+    for name in found:
+        if name not in schema:
+            raise _unknown(name, schema)
+    for name in schema:
+        if name not in found:
+            raise UserError(f"{name}: missing; begin the recipe with configs.base.get_config()")
+    checked = {name: _checked_value(name, found[name], default) for name, default in schema.items()}
+    for check in _COMBINATIONS:
+        check(checked)
+    return FrozenConfigDict(_nested(checked))
+
+
+def _checked_value(name: str, value: Any, default: Any) -> Any:
+    kinds: dict[type, tuple[Any, str]] = {
+        bool: (bool, "true or false"),
+        int: (int, "a whole number"),
+        float: ((int, float), "a number"),
+        str: (str, "text"),
+        tuple: ((tuple, list), "a list"),
+    }
+    allowed, words = kinds[type(default)]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and not isinstance(default, bool)):
+        raise UserError(f"{name}: found {value!r}, allowed is {words}")
+    if isinstance(default, float):
+        value = float(value)
+        if not math.isfinite(value):
+            raise UserError(f"{name}: found {value}, allowed is a finite number")
+    if isinstance(default, tuple):
+        value = tuple(value)
+    if name in CHOICES and value not in CHOICES[name]:
+        raise UserError(f"{name}: found {value!r}, allowed are {', '.join(CHOICES[name])}")
+    if isinstance(default, (int, float)) and not isinstance(default, bool):
+        low, high = RANGES.get(name, (1 if isinstance(default, int) else 0, math.inf))
+        if not low <= value <= high:
+            raise UserError(f"{name}: found {value}, allowed is {_range(low, high)}")
+        if name in POSITIVE and value == 0:
+            raise UserError(f"{name}: found {value}, allowed is more than 0")
+    return value
+
+
+def _range(low: float, high: float) -> str:
+    if math.isinf(high):
+        return f"{low} or more"
+    return f"{high} or less" if math.isinf(low) else f"{low} to {high}"
+
+
+def _rollout_fits(c: Mapping[str, Any]) -> None:
+    tools, groups = c["rollout.tools"], c["rollout.trajectories"]
+    for tool in tools:
+        if tool not in TOOLS:
+            raise UserError(f"rollout.tools: found {tool!r}, allowed are {', '.join(TOOLS)}")
+    if c["evr.enabled"] and groups % 2:
+        raise UserError(
+            f"rollout.trajectories: found {groups}, an even number is needed with evr.enabled, "
+            f"half of it for forks; nearest are {groups - 1} and {groups + 1}"
+        )
+    if c["evr.enabled"] and not tools:
+        raise UserError("evr.enabled: found true with rollout.tools = (), but forks start at a tool call; set it false")
+    if c["rewards.tool"] != "none" and not tools:
+        raise UserError(f"rewards.tool: found {c['rewards.tool']!r} with rollout.tools = (), allowed is 'none'")
+    if tools and c["rollout.max_turns"] < 2:
+        raise UserError("rollout.max_turns: found 1, at least 2 are needed with rollout.tools: a call and an answer")
+    if tools and c["rollout.observation_length"] >= c["rollout.response_length"]:
+        raise UserError(
+            f"rollout.observation_length: found {c['rollout.observation_length']}, allowed is less than "
+            f"rollout.response_length = {c['rollout.response_length']}, which holds all turns and observations"
+        )
+    if c["rewards.low"] > c["rewards.high"]:
+        raise UserError(f"rewards.low: found {c['rewards.low']}, allowed is at most rewards.high = {c['rewards.high']}")
+
+
+def _images_fit(c: Mapping[str, Any]) -> None:
+    patch = _patch_side(c["model.path"])
+    for patches, low, high in (
+        ("prompt.patches", "prompt.min_pixels", "prompt.max_pixels"),
+        ("rollout.crop_patches", "rollout.crop_min_pixels", "rollout.crop_max_pixels"),
+    ):
+        if c[patches] % 4:
+            raise UserError(f"{patches}: found {c[patches]}, allowed are multiples of 4 (patches merge by 2 x 2)")
+        if c[high] > c[patches] * patch**2:
+            raise UserError(
+                f"{high}: found {c[high]}, allowed is at most {c[patches] * patch**2} = "
+                f"{patches} ({c[patches]}) x {patch} x {patch} pixels"
+            )
+        if c[low] > c[high]:
+            raise UserError(f"{low}: found {c[low]}, allowed is at most {high} = {c[high]}")
+    visual = c["prompt.images"] * c["prompt.max_pixels"] // (4 * patch**2)
+    if visual >= c["prompt.bucket"]:
+        raise UserError(
+            f"prompt.bucket: found {c['prompt.bucket']}, but prompt.images x prompt.max_pixels take up to {visual} "
+            "tokens, and text comes on top"
+        )
+    crop = c["rollout.crop_max_pixels"] // (4 * patch**2)
+    if c["rollout.tools"] and crop >= c["rollout.observation_length"]:
+        raise UserError(
+            f"rollout.observation_length: found {c['rollout.observation_length']}, but rollout.crop_max_pixels takes "
+            f"up to {crop} tokens, and text comes on top"
+        )
+
+
+def _patch_side(model_path: str) -> int:
+    """Pixels of a patch's side by the model's config.json; 14 where that does not say (its own reader complains)."""
+    try:
+        return int(json.loads((Path(model_path) / "config.json").read_text())["vision_config"]["patch_size"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 14
+
+
+def _batches_divide(c: Mapping[str, Any]) -> None:
+    batch, micro = c["data.prompts_per_step"], c["grpo.micro_batch_groups"]
+    if micro and batch % micro:
+        raise UserError(
+            f"grpo.micro_batch_groups: found {micro}, allowed are 0 and the divisors of "
+            f"data.prompts_per_step = {batch}"
+        )
+    data, inner, devices = c["mesh.data"], c["mesh.fsdp"] * c["mesh.tensor"], c["mesh.host_devices"]
+    if data == 0:
+        raise UserError("mesh.data: found 0, allowed is -1 or 1 or more")
+    if devices > 1:  # a CPU host: the mesh is known before jax starts
+        if devices % inner or (data > 0 and data * inner != devices):
+            raise UserError(
+                f"mesh: data {data} x fsdp {c['mesh.fsdp']} x tensor {c['mesh.tensor']} does not give "
+                f"mesh.host_devices = {devices}"
+            )
+        data = devices // inner
+    if data > 0:
+        check_batches(c, data * c["mesh.fsdp"])
+
+
+def check_batches(c: Mapping[str, Any], shards: int) -> None:
+    """UserError unless every batch of groups can be split over this many devices. `c` maps dotted names to values."""
+    for name in ("data.prompts_per_step", "data.evaluation_batch", "grpo.micro_batch_groups"):
+        if c[name] % shards:
+            raise UserError(f"{name}: found {c[name]}, allowed are multiples of the mesh's data x fsdp = {shards}")
+
+
+def _schedule_fits(c: Mapping[str, Any]) -> None:
+    if c["optimizer.warmup_steps"] > c["steps"]:
+        raise UserError(
+            f"optimizer.warmup_steps: found {c['optimizer.warmup_steps']}, allowed is at most steps = {c['steps']}"
+        )
+
+
+def _files_exist(c: Mapping[str, Any]) -> None:
+    if c["trainer"] == "grpo":
+        folder = c["model.path"]
+        if not folder or not Path(folder).is_dir():
+            raise UserError(f"model.path: {folder!r} is not a folder; a Hugging Face model folder is needed")
+        if not (Path(folder) / "config.json").is_file():
+            raise UserError(f"model.path: {folder!r} holds no config.json; a Hugging Face model folder is needed")
+    if c["data.name"] == "jsonl":
+        for name in ("data.train_file", "data.test_file"):
+            if not Path(c[name]).is_file():
+                raise UserError(f"{name}: {c[name]!r} is not a file; needed with data.name = 'jsonl'")
+        if not c["data.image_folder"] or not Path(c["data.image_folder"]).is_dir():
+            raise UserError(
+                f"data.image_folder: {c['data.image_folder']!r} is not a folder; needed with data.name = 'jsonl'"
+            )
+
+
+_COMBINATIONS: tuple[Callable[[Mapping[str, Any]], None], ...] = (
+    _rollout_fits,
+    _images_fit,
+    _batches_divide,
+    _schedule_fits,
+    _files_exist,
+)
+
+
+# ------------------------------------------------------------------------------------------------- names of fields
+
+
+def _schema(config: ConfigDict) -> dict[str, Any]:
+    """Dotted name -> default of every valid field. A supervised recipe brings the section `warmup` itself."""
+    schema = dict(leaves(base.get_config()))
+    if config.get("trainer") == "supervised" and isinstance(config.get("warmup"), ConfigDict):
+        schema.update(leaves(config.warmup, "warmup."))
+    return schema
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values; an empty section counts as a value, so that it cannot hide."""
+    for key in config:
+        value = config[key]
+        if isinstance(value, (ConfigDict, dict)) and len(value):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *sections, field = name.split(".")
+        parent = nested
+        for part in sections:
+            parent = parent.setdefault(part, {})
+        parent[field] = value
+    return nested
+
+
+def _unknown(name: str, schema: Mapping[str, Any]) -> UserError:
+    inside = [known for known in schema if known.startswith(f"{name}.")]
+    if inside:
+        return UserError(f"{name}: is a section, not a field; its fields are {', '.join(inside)}")
+
+    def likeness(known: str) -> float:
+        pairs = ((name, known), (name.rpartition(".")[2], known.rpartition(".")[2]))
+        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+
+    return UserError(f"{name}: unknown field, the nearest valid name is {max(schema, key=likeness)}")

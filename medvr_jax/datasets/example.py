@@ -1,0 +1,33 @@
+"""One question about one or more images: the record that every source of data yields."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+AnswerKind = Literal["choice", "yes_no", "open"]
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """A question, its images and its answer.
+
+    Images stay encoded bytes or paths until they are used. `answer` is a letter for choices and text otherwise. `boxes`
+    are the true regions, normalised (x1, y1, x2, y2): for audits only, never for training.
+    """
+
+    id: str
+    images: tuple[bytes | str | Path, ...]
+    question: str
+    options: tuple[str, ...]
+    answer: str
+    answer_kind: AnswerKind
+    modality: str = ""
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+
+    def question_text(self) -> str:
+        """The question with its options, one per line: "A. …"."""
+        lines = [self.question, *(f"{letter}. {text}" for letter, text in zip(LETTERS, self.options))]
+        return "\n".join(lines)

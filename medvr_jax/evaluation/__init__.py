@@ -1,0 +1,1 @@
+"""Measuring a policy: held-out accuracy and grounding."""

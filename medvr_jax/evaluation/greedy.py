@@ -1,0 +1,120 @@
+"""Greedy evaluation of a policy with its tools: one trajectory per held-out question, no forks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from medvr_jax.datasets.example import Example
+from medvr_jax.evaluation.grounding import any_hit, best_iou
+from medvr_jax.inputs.chat import Encoder, encode_prompts
+from medvr_jax.rewards.answers import extract_answer, is_correct
+from medvr_jax.rewards.format import is_well_formed
+from medvr_jax.rollout.engine import RolloutEngine
+from medvr_jax.rollout.trajectories import Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """One answered question, as `evaluation/predictions.jsonl` holds it.
+
+    Attributes:
+        id, answer: the question's id and true answer.
+        prediction: what the policy answered, None when it gave no answer.
+        correct: whether that is right.
+        well_formed: whether every turn kept the format.
+        called: whether the policy called a tool.
+        texts: its own text, turn by turn.
+        observations: what came back after each turn ("crop", an error text, or None).
+        boxes: zoom boxes that were cut, normalised (x1, y1, x2, y2).
+        true_boxes: the true ones, empty where unknown.
+        hit, iou: grounding of the zooms; None where no true box is known.
+        ended: "answer", "turn_limit" or "truncated".
+        sampled_tokens: tokens that the policy sampled.
+    """
+
+    id: str
+    answer: str
+    prediction: str | None
+    correct: bool
+    well_formed: bool
+    called: bool
+    texts: tuple[str, ...]
+    observations: tuple[str | None, ...]
+    boxes: tuple[tuple[float, ...], ...]
+    true_boxes: tuple[tuple[float, ...], ...]
+    hit: bool | None
+    iou: float | None
+    ended: str
+    sampled_tokens: int
+
+
+def predict(
+    engine: RolloutEngine,
+    params: nnx.State,
+    encoder: Encoder,
+    examples: Sequence[Example],
+    batch: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Prediction]:
+    """Answers all examples, `batch` at a time; the last batch is filled up with the first examples, not counted.
+
+    Args:
+        progress: called with (done, total) after each batch.
+    """
+    predictions: list[Prediction] = []
+    key = jax.random.key(0)  # greedy sampling draws nothing from it
+    for start in range(0, len(examples), batch):
+        part = list(examples[start : start + batch])
+        filled = part + [examples[i % len(examples)] for i in range(batch - len(part))]
+        rollout = engine.run(params, encode_prompts(filled, encoder), key)
+        sampled = rollout.host.sampled.sum(-1)[:, 0]
+        predictions += [
+            _prediction(example, rollout.trajectories[row][0], int(sampled[row])) for row, example in enumerate(part)
+        ]
+        if progress:
+            progress(len(predictions), len(examples))
+    return predictions
+
+
+def _prediction(example: Example, trajectory: Trajectory, sampled_tokens: int) -> Prediction:
+    said = extract_answer(trajectory.texts[-1])
+    boxes = tuple(tuple(zoom.normalised) for zoom in trajectory.zooms)
+    return Prediction(
+        id=example.id,
+        answer=example.answer,
+        prediction=said,
+        correct=is_correct(said, answer=example.answer, answer_kind=example.answer_kind, options=example.options),
+        well_formed=trajectory.ended == "answer" and is_well_formed(trajectory.texts),
+        called=any(turn.called for turn in trajectory.turns),
+        texts=trajectory.texts,
+        observations=tuple(turn.observation for turn in trajectory.turns),
+        boxes=boxes,
+        true_boxes=tuple(tuple(box) for box in example.boxes),
+        hit=any_hit(boxes, example.boxes) if example.boxes else None,
+        iou=best_iou(boxes, example.boxes) if example.boxes else None,
+        ended=trajectory.ended,
+        sampled_tokens=sampled_tokens,
+    )
+
+
+def summarise(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Means over the predictions; hit rate and mean IoU over those with a true box, a question without a zoom counting
+    as a miss with IoU 0."""
+    known = [p for p in predictions if p.hit is not None]
+    summary: dict[str, Any] = {
+        "examples": len(predictions),
+        "accuracy": float(np.mean([p.correct for p in predictions])),
+        "tool_rate": float(np.mean([p.called for p in predictions])),
+        "format_rate": float(np.mean([p.well_formed for p in predictions])),
+        "sampled_tokens": float(np.mean([p.sampled_tokens for p in predictions])),
+    }
+    if known:
+        summary["hit_rate"] = float(np.mean([p.hit for p in known]))
+        summary["mean_iou"] = float(np.mean([p.iou for p in known]))
+    return summary

@@ -1,0 +1,123 @@
+"""Images: encoded bytes or a path -> PIL -> patches, and patches of several images -> one padded ImageBatch.
+
+Resizing, normalisation and the patch order are those of transformers' PIL image processor; nothing here imitates it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from transformers import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from medvr_jax.errors import UserError
+from medvr_jax.inputs.boxes import Size
+from medvr_jax.models import vision_geometry
+from medvr_jax.models.config import VisionConfig
+from medvr_jax.models.vision import ImageBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedImage:
+    """One image as the vision tower takes it: patches [s, patch_dim] float32 in the processor's order."""
+
+    patches: np.ndarray
+    grid: tuple[int, int, int]  # (t, h, w) in patches
+    resized_size: Size  # (width, height) in pixels: the space that the model's boxes live in
+    original_size: Size
+
+    def features(self, merge_size: int) -> int:
+        """The number of visual tokens that stand for this image."""
+        return self.patches.shape[0] // merge_size**2
+
+
+def load_processor(folder: str | Path) -> Qwen2VLImageProcessorPil:
+    """The folder's own image processor (preprocessor_config.json), in its PIL implementation."""
+    if not os.path.isfile(os.path.join(folder, "preprocessor_config.json")):
+        raise UserError(f"model.path: no preprocessor_config.json in {folder}; a Hugging Face folder is needed")
+    return Qwen2VLImageProcessorPil.from_pretrained(str(folder))
+
+
+def load_image(source: bytes | str | Path, name: str | None = None) -> Image.Image:
+    """Any readable image as RGB. `name` is what an error calls it when `source` is bytes."""
+    shown = name or ("image bytes" if isinstance(source, bytes) else str(source))
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            image.load()
+            return _to_rgb(image)
+    # PIL raises nearly anything on corrupt data (SyntaxError and struct.error among others).
+    except Exception as error:
+        raise UserError(f"{shown}: not a readable image ({type(error).__name__}: {error})") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # 16- or 32-bit grey: PIL's own conversion only clips
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+        low, high = values.min(), values.max()
+        image = Image.fromarray(np.uint8(np.round((values - low) * (255.0 / max(high - low, 1e-12)))))
+    return image.convert("RGB")
+
+
+def prepare_image(
+    processor: Qwen2VLImageProcessorPil,
+    image: Image.Image,
+    *,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
+    max_patches: int | None = None,
+    name: str = "image",
+) -> PreparedImage:
+    """Patches of one image at the processor's size limits, or at the given ones.
+
+    max_patches is a guarantee where the pixel limits are not: very elongated images may exceed those by rounding, and
+    are then resized to fewer pixels until they fit.
+    """
+    longest = max_pixels or processor.size["longest_edge"]
+    shortest = min(min_pixels or processor.size["shortest_edge"], longest)
+    factor = processor.patch_size * processor.merge_size
+    try:
+        while max_patches is not None:
+            height, width = smart_resize(image.height, image.width, factor, shortest, longest)
+            if height * width <= max_patches * processor.patch_size**2:
+                break
+            if longest <= factor**2:
+                raise UserError(f"{name}: {image.width}x{image.height} does not fit {max_patches} patches")
+            longest = max(int(longest * 0.8), factor**2)
+            shortest = min(shortest, longest)
+        size = {"longest_edge": longest, "shortest_edge": shortest}
+        output = processor(images=[image], size=size, return_tensors="np")
+    except ValueError as error:  # the processor refuses aspect ratios above 200
+        raise UserError(f"{name}: {image.width}x{image.height} is not usable ({error})") from error
+    t, h, w = (int(v) for v in output["image_grid_thw"][0])
+    return PreparedImage(
+        patches=np.ascontiguousarray(output["pixel_values"], dtype=np.float32),
+        grid=(t, h, w),
+        resized_size=(w * processor.patch_size, h * processor.patch_size),
+        original_size=image.size,
+    )
+
+
+def pack_images(
+    images: Sequence[PreparedImage | None], patches: int, vision: VisionConfig
+) -> ImageBatch:
+    """Images (None = an empty row) -> an ImageBatch of NumPy arrays with leading axis I and bucket S = `patches`."""
+    data = np.zeros((len(images), patches, vision.patch_dim), np.float32)
+    rows = []
+    for row, image in enumerate(images):
+        rows.append(vision_geometry.padded_geometry(image.grid if image else None, patches, vision))
+        if image is not None:
+            data[row, : len(image.patches)] = image.patches
+    if rows:
+        positions, valid, window_slots, slot_of_patch = (np.stack(column) for column in zip(*rows))
+    else:
+        empty = vision_geometry.padded_geometry(None, patches, vision)
+        positions, valid, window_slots, slot_of_patch = (np.zeros((0, *a.shape), a.dtype) for a in empty)
+    return ImageBatch(
+        patches=data, positions=positions, valid=valid, window_slots=window_slots, slot_of_patch=slot_of_patch
+    )

@@ -1,0 +1,118 @@
+"""The one entry point:
+
+    python -m medvr_jax.main --config=FILE[:variant] --workdir=DIR [--mode=MODE] [--config.field=value …]
+
+Exit status 0: done; 2: the configuration or input is wrong, one line on standard error says what; 130: interrupted;
+anything else is a fault of the program. Heavy imports wait until the configuration has been checked.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags, logging
+from ml_collections import FrozenConfigDict
+
+from medvr_jax import configuration, workdir
+from medvr_jax.errors import UserError
+
+MODES = ("train", "evaluate", "export", "report")
+
+_CONFIG = flags.DEFINE_string(
+    "config", None, "Recipe: FILE[:variant]. Its fields are changed by --config.field=value; see configs/base.py."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it does not exist.")
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run. train resumes by itself.")
+
+
+def main(overrides: Sequence[tuple[str, str]]) -> None:
+    """Checks everything a user can get wrong, then does what --mode says."""
+    mode, folder = _MODE.value, _WORKDIR.value
+    config = read_config(overrides)
+    workdir.prepare_workdir(folder, config, mode)
+    start_devices(config)
+
+    if mode == "train" and config.trainer == "supervised":
+        from medvr_jax.training.warmup import run_warmup
+
+        run_warmup(config, folder)
+    elif mode == "train":
+        from medvr_jax.training.loop import train
+
+        train(config, folder)
+    elif mode == "evaluate":
+        from medvr_jax.evaluation.run import evaluate
+
+        evaluate(config, folder)
+    elif mode == "export":
+        from medvr_jax.training.export import export
+
+        export(config, folder)
+    elif mode == "report":
+        from medvr_jax.reports.page import write_report
+
+        write_report(folder)
+
+
+def read_config(overrides: Sequence[tuple[str, str]]) -> FrozenConfigDict:
+    """The recipe of --config or, when an existing run is only looked at, by default the one it was trained with."""
+    if not _WORKDIR.value:
+        raise UserError("--workdir: missing; give the folder of the run, e.g. --workdir=runs/tiny")
+    if _CONFIG.value:
+        return configuration.load_config(_CONFIG.value, overrides)
+    if _MODE.value == "train":
+        raise UserError("--config: missing; give FILE[:variant], e.g. --config=configs/tiny_cpu.py")
+    return workdir.saved_config(_WORKDIR.value, overrides)
+
+
+def start_devices(config: FrozenConfigDict) -> None:
+    """Divides a CPU host into devices; this must come before jax makes its backends."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install torch
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are local folders
+    if config.mesh.host_devices > 1:
+        import jax
+
+        jax.config.update("jax_num_cpu_devices", config.mesh.host_devices)
+
+
+def parse_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
+    """Reads absl's flags and returns the overrides `--config.field=value` as (field, text)."""
+    overrides, rest = [], []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, text = argument.lstrip("-").partition("=")
+        if not (argument.startswith("-") and name.startswith("config.")):
+            rest.append(argument)
+            continue
+        if not equals:
+            text = next(arguments, None)
+            if text is None:
+                raise UserError(f"--{name}: found no value; give --{name}=VALUE")
+        overrides.append((name.removeprefix("config."), text))
+    try:
+        positional = flags.FLAGS(rest)[1:]
+    except flags.Error as error:
+        raise UserError(str(error)) from error
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.WARNING  # app.run would choose INFO, at which orbax writes page after page
+    if positional:
+        raise UserError(f"found argument {positional[0]!r}; everything is given as --flag=value")
+    return overrides
+
+
+def run() -> None:
+    """Runs `main` under absl and turns what went wrong into an exit status."""
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except UserError as error:
+        print(f"medvr_jax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("medvr_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    run()

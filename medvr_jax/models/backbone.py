@@ -1,0 +1,239 @@
+"""Qwen2.5-VL as one module over groups: B prompts, each stored once, with M trajectories each.
+
+Prefill, extend (decode is an extend by one token) and score are the same decoder layers over the same two-part attention.
+Prompts and responses are padded on the right; a response starts at slot 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.decoder import DecoderLayers, Rotary, prompt_layer, response_layer
+from medvr_jax.models.layers import Initialiser, Weights, layer_of, rms_norm, run_stack, weights_of
+from medvr_jax.models.rope import text_rotary
+from medvr_jax.models.vision import ImageBatch, VisionTower
+
+SCAN_FROM = 8  # decoders with at least so many layers are scanned in `score`; smaller ones are unrolled
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class PromptInputs:
+    """tokens [B, P]; positions [B, P, 3]; valid [B, P]; feature_index [B, P] into features [B, F, D], -1 = text."""
+
+    tokens: jax.Array
+    positions: jax.Array
+    valid: jax.Array
+    feature_index: jax.Array
+    features: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class ResponseInputs:
+    """tokens [B, M, T]; positions [B, M, T, 3]; feature_index [B, M, T] into features [B, M, F, D], -1 = text."""
+
+    tokens: jax.Array
+    positions: jax.Array
+    feature_index: jax.Array
+    features: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class PromptCache:
+    """Per layer keys [B, K, H, P] and values [B, K, P, H]; valid [B, P]."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    valid: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class ResponseCache:
+    """Per layer keys [B, M, K, H, T] and values [B, M, K, T, H]."""
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class SamplingWeights:
+    """What `extend` and `logits` read at every step, sliced per layer, cast and transposed once before a loop."""
+
+    layers: tuple[Weights, ...]
+    embedding: jax.Array
+    head: jax.Array
+
+
+class Backbone(nnx.Module):
+    """The vision-language model; its methods are pure functions of its parameters."""
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        *,
+        key: jax.Array,
+        dtype: jnp.dtype = jnp.float32,
+        compute_dtype: jnp.dtype = jnp.float32,
+    ) -> None:
+        """`dtype` is the parameters', `compute_dtype` the activations'; norms, softmax and rope are float32."""
+        text = config.text
+        self.config, self.compute_dtype = config, jnp.dtype(compute_dtype)
+        make = Initialiser(key, text.initializer_range, jnp.dtype(dtype))
+        self.embedding = make.normal((text.vocab_size, text.hidden_size), ("vocabulary", "embed"))
+        self.layers = DecoderLayers(text, make)
+        self.final_norm = make.ones((text.hidden_size,), ("embed",))
+        if not text.tie_word_embeddings:
+            self.head = make.normal((text.hidden_size, text.vocab_size), ("embed", "vocabulary"))
+        vision_key = jax.random.fold_in(key, 1)
+        make_vision = Initialiser(vision_key, config.vision.initializer_range, jnp.dtype(dtype))
+        self.vision = VisionTower(config.vision, make_vision, self.compute_dtype)
+
+    def encode_images(self, images: ImageBatch, remat: str = "none") -> jax.Array:
+        """Features [I, S // merge², D] of the images, in the order of the prompt's image tokens."""
+        return self.vision(images, remat)
+
+    def prefill(self, prompt: PromptInputs) -> PromptCache:
+        """Keys and values of the prompts, one copy per group."""
+        text, stack = self.config.text, weights_of(self.layers)
+        x = self._embed(prompt.tokens, prompt.feature_index, prompt.features)
+        rotary = self._rotary(prompt.positions)
+        keys, values = [], []
+        for layer in range(text.num_layers):
+            last = layer == text.num_layers - 1
+            x, k, v = prompt_layer(x, layer_of(stack, layer), rotary, prompt.valid, text, last=last)
+            keys.append(k)
+            values.append(v)
+        return PromptCache(tuple(keys), tuple(values), prompt.valid)
+
+    def init_response_cache(self, B: int, M: int, T: int, dtype: jnp.dtype | None = None) -> ResponseCache:
+        """An empty cache for T response slots of each trajectory."""
+        text, dtype = self.config.text, dtype or self.compute_dtype
+        K, H = text.num_kv_heads, text.head_width
+        return ResponseCache(
+            tuple(jnp.zeros((B, M, K, H, T), dtype) for _ in range(text.num_layers)),
+            tuple(jnp.zeros((B, M, K, T, H), dtype) for _ in range(text.num_layers)),
+        )
+
+    def sampling_weights(self) -> SamplingWeights:
+        """Made once before a sampling loop and given to `extend` and `logits` in it."""
+        dtype, stack = self.compute_dtype, weights_of(self.layers)
+        layers = tuple(
+            {name: value.astype(dtype) for name, value in layer_of(stack, layer).items()}
+            for layer in range(self.config.text.num_layers)
+        )
+        return SamplingWeights(layers, self.embedding[...].astype(dtype), self.head_kernel().astype(dtype))
+
+    def extend(
+        self,
+        prompt_cache: PromptCache,
+        response_cache: ResponseCache,
+        new: ResponseInputs,
+        starts: jax.Array,
+        counts: jax.Array,
+        weights: SamplingWeights | None = None,
+    ) -> tuple[jax.Array, ResponseCache]:
+        """Feeds E new tokens of each trajectory at slots starts … starts + counts - 1 (starts, counts [B, M]).
+
+        Tokens from `counts` on are padding: they write nothing and their hidden values are arbitrary. Returns hidden
+        [B, M, E, D] after the final norm, and the cache. Writing a slot again is legal.
+        """
+        text = self.config.text
+        if weights is None:
+            weights = self.sampling_weights()
+        x = self._embed(new.tokens, new.feature_index, new.features, weights.embedding)
+        rotary = self._rotary(new.positions)
+        slots = starts[..., None] + jnp.arange(new.tokens.shape[2], dtype=starts.dtype)
+        keys, values = [], []
+        for layer in range(text.num_layers):
+            old_keys, old_values = response_cache.keys[layer], response_cache.values[layer]
+
+            def write(new_keys, new_values, old_keys=old_keys, old_values=old_values):
+                return (
+                    write_slots(old_keys, new_keys, starts, counts, axis=4),
+                    write_slots(old_values, new_values, starts, counts, axis=3),
+                )
+
+            prompt = (prompt_cache.keys[layer], prompt_cache.values[layer], prompt_cache.valid)
+            x, k, v = response_layer(x, weights.layers[layer], rotary, prompt, slots, text, write)
+            keys.append(k)
+            values.append(v)
+        return self._final(x), ResponseCache(tuple(keys), tuple(values))
+
+    def score(self, prompt: PromptInputs, response: ResponseInputs, remat: str = "none") -> jax.Array:
+        """Hidden [B, M, T, D] of every response token after the final norm, in one differentiable pass.
+
+        remat "block" keeps only each layer's input for the backward pass, "none" keeps everything.
+        """
+        text, stack = self.config.text, weights_of(self.layers)
+        B, M, T = response.tokens.shape
+        x = self._embed(prompt.tokens, prompt.feature_index, prompt.features)
+        y = self._embed(response.tokens, response.feature_index, response.features)
+        prompt_rotary, response_rotary = self._rotary(prompt.positions), self._rotary(response.positions)
+        slots = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, M, T))
+
+        def layer_function(carry, layer: Weights, last: bool = False):
+            x, y = carry
+            x, keys, values = prompt_layer(x, layer, prompt_rotary, prompt.valid, text, last=last)
+            shared = (keys, values, prompt.valid)
+            y, _, _ = response_layer(y, layer, response_rotary, shared, slots, text, lambda k, v: (k, v))
+            return x, y
+
+        if remat == "none" and text.num_layers < SCAN_FROM:
+            for layer in range(text.num_layers):
+                x, y = layer_function((x, y), layer_of(stack, layer), layer == text.num_layers - 1)
+        else:
+            x, y = run_stack(layer_function, (x, y), stack, unroll=False, remat=remat == "block")
+        return self._final(y)
+
+    def head_kernel(self) -> jax.Array:
+        """[D, V]: the head, or the transposed embedding where they are tied."""
+        return self.embedding[...].T if self.config.text.tie_word_embeddings else self.head[...]
+
+    def logits(self, hidden: jax.Array, weights: SamplingWeights | None = None) -> jax.Array:
+        """float32 [..., V] of hidden [..., D]."""
+        head = self.head_kernel() if weights is None else weights.head
+        return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+    def _embed(
+        self, tokens: jax.Array, index: jax.Array, features: jax.Array, embedding: jax.Array | None = None
+    ) -> jax.Array:
+        """[..., X, D]: the tokens' embeddings, or features [..., F, D] where `index` [..., X] is not -1."""
+        table = self.embedding[...] if embedding is None else embedding
+        x = table[tokens].astype(self.compute_dtype)
+        if features.shape[-2] == 0:
+            return x
+        image = jnp.take_along_axis(features, jnp.maximum(index, 0)[..., None], axis=-2)
+        return jnp.where((index >= 0)[..., None], image.astype(x.dtype), x)
+
+    def _rotary(self, positions: jax.Array) -> Rotary:
+        text = self.config.text
+        return text_rotary(positions, section=text.mrope_section, theta=text.rope_theta)
+
+    def _final(self, x: jax.Array) -> jax.Array:
+        return rms_norm(x, self.final_norm[...], self.config.text.rms_norm_eps)
+
+
+def write_slots(cache: jax.Array, new: jax.Array, starts: jax.Array, counts: jax.Array, *, axis: int) -> jax.Array:
+    """Places `new` [B, M, …E…] at slots starts … starts + counts - 1 of `cache` [B, M, …T…], both along `axis`.
+
+    A scatter with B and M as batch axes: it works in place inside a loop and partitions over both.
+    """
+    T, E = cache.shape[axis], new.shape[axis]
+    tokens = jnp.arange(E, dtype=starts.dtype)
+    # padding goes beyond the cache, where it is dropped; indices stay sorted and unique
+    slots = jnp.where(tokens < counts[..., None], starts[..., None] + tokens, T + tokens)
+
+    def write_row(row: jax.Array, values: jax.Array, slots: jax.Array) -> jax.Array:
+        at = row.at[(slice(None),) * (axis - 2) + (slots,)]
+        return at.set(values, mode="drop", unique_indices=True, indices_are_sorted=True)
+
+    return jax.vmap(jax.vmap(write_row))(cache, new.astype(cache.dtype), slots)

@@ -1,0 +1,107 @@
+"""The decoder layer that prefill, decode, extend and scoring share.
+
+Parameters of the L layers are stacked on a leading axis. The functions take one layer's weights by name.
+"""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from medvr_jax.models.attention import prompt_attention, response_attention
+from medvr_jax.models.config import TextConfig
+from medvr_jax.models.layers import Initialiser, Weights, linear, rms_norm
+from medvr_jax.models.rope import rotate
+
+Rotary = tuple[jax.Array, jax.Array]  # cos, sin [..., H/2]
+
+
+class DecoderLayers(nnx.Module):
+    """Stacked parameters; no computation."""
+
+    def __init__(self, config: TextConfig, make: Initialiser) -> None:
+        L, D, F = config.num_layers, config.hidden_size, config.intermediate_size
+        NH, KH = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+        self.attention_norm = make.ones((L, D), ("layers", "embed"))
+        self.query_kernel = make.normal((L, D, NH), ("layers", "embed", "heads"))
+        self.query_bias = make.zeros((L, NH), ("layers", "heads"))
+        self.key_kernel = make.normal((L, D, KH), ("layers", "embed", "kv_heads"))
+        self.key_bias = make.zeros((L, KH), ("layers", "kv_heads"))
+        self.value_kernel = make.normal((L, D, KH), ("layers", "embed", "kv_heads"))
+        self.value_bias = make.zeros((L, KH), ("layers", "kv_heads"))
+        self.output_kernel = make.normal((L, NH, D), ("layers", "heads", "embed"))
+        self.mlp_norm = make.ones((L, D), ("layers", "embed"))
+        self.gate_kernel = make.normal((L, D, F), ("layers", "embed", "mlp"))
+        self.up_kernel = make.normal((L, D, F), ("layers", "embed", "mlp"))
+        self.down_kernel = make.normal((L, F, D), ("layers", "mlp", "embed"))
+
+
+def normed(x: jax.Array, layer: Weights, config: TextConfig) -> jax.Array:
+    """The layer's input, normalised for its attention."""
+    return rms_norm(x, layer["attention_norm"], config.rms_norm_eps)
+
+
+def queries(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) -> jax.Array:
+    """Rotated queries [..., N, H] of normalised x [..., D]."""
+    y = linear(x, layer["query_kernel"], layer["query_bias"])
+    return _rotate_heads(y.reshape(*x.shape[:-1], config.num_heads, config.head_width), rotary)
+
+
+def keys_and_values(
+    x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Rotated keys [..., K, H, X] and values [..., K, X, H] of normalised x [..., X, D]: the caches' layouts."""
+    shape = (*x.shape[:-1], config.num_kv_heads, config.head_width)
+    keys = _rotate_heads(linear(x, layer["key_kernel"], layer["key_bias"]).reshape(shape), rotary)
+    values = linear(x, layer["value_kernel"], layer["value_bias"]).reshape(shape)
+    batch = tuple(range(x.ndim - 2))
+    a, b, c = (x.ndim - 2 + i for i in range(3))  # the axes X, K, H
+    return keys.transpose(*batch, b, c, a), values.transpose(*batch, b, a, c)
+
+
+def finish(x: jax.Array, mixed: jax.Array, layer: Weights, config: TextConfig) -> jax.Array:
+    """Adds attention's output and the MLP to the residual stream x [..., D]; mixed [..., N, H]."""
+    x = x + linear(mixed.reshape(*mixed.shape[:-2], -1), layer["output_kernel"])
+    y = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
+    y = jax.nn.silu(linear(y, layer["gate_kernel"])) * linear(y, layer["up_kernel"])
+    return x + linear(y, layer["down_kernel"])
+
+
+def prompt_layer(
+    x: jax.Array, layer: Weights, rotary: Rotary, valid: jax.Array, config: TextConfig, *, last: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x [B, P, D] → its next value, keys [B, K, H, P], values [B, K, P, H].
+
+    In the last layer nobody reads the prompt's output: only its keys and values are computed.
+    """
+    y = normed(x, layer, config)
+    keys, values = keys_and_values(y, layer, rotary, config)
+    if last:
+        return x, keys, values
+    mixed = prompt_attention(queries(y, layer, rotary, config), keys, values, valid)
+    return finish(x, mixed, layer, config), keys, values
+
+
+def response_layer(
+    x: jax.Array,
+    layer: Weights,
+    rotary: Rotary,
+    prompt: tuple[jax.Array, jax.Array, jax.Array],
+    slots: jax.Array,
+    config: TextConfig,
+    write,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x [B, M, E, D] at slots [B, M, E] → its next value and the response's keys and values after `write`.
+
+    prompt: the prompt's keys, values and valid; write(keys, values) places the E new tokens' keys [B, M, K, H, E] and
+    values [B, M, K, E, H] among the T slots.
+    """
+    y = normed(x, layer, config)
+    keys, values = write(*keys_and_values(y, layer, rotary, config))
+    mixed = response_attention(queries(y, layer, rotary, config), *prompt, keys, values, slots)
+    return finish(x, mixed, layer, config), keys, values
+
+
+def _rotate_heads(x: jax.Array, rotary: Rotary) -> jax.Array:
+    """x [..., X, heads, H] by cos, sin [..., X, H/2]."""
+    return rotate(x, rotary[0][..., None, :], rotary[1][..., None, :])

@@ -1,0 +1,18 @@
+"""Image features of whole batches: the vision tower over images that belong to groups and trajectories."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+from medvr_jax.models.backbone import Backbone
+from medvr_jax.models.vision import ImageBatch
+
+
+def image_features(backbone: Backbone, images: ImageBatch) -> jax.Array:
+    """Features of images `[B, I, ...]`, flattened over a group's images: `[B, I * F, D]`, F = S / merge unit."""
+    groups, count = images.valid.shape[:2]
+    flat = jax.tree.map(lambda leaf: leaf.reshape(groups * count, *leaf.shape[2:]), images)
+    features = backbone.encode_images(flat)
+    return features.reshape(groups, -1, features.shape[-1])

@@ -1,0 +1,71 @@
+"""Small pieces that the decoder and the vision tower share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Weights = dict[str, jax.Array]  # one layer's parameters, or a stack of them, by name
+
+
+class Initialiser:
+    """Makes parameters with their logical axes: normal with a given spread, ones or zeros."""
+
+    def __init__(self, key: jax.Array, spread: float, dtype: jnp.dtype) -> None:
+        self._key, self._spread, self._dtype = key, spread, dtype
+
+    def normal(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+        self._key, key = jax.random.split(self._key)
+        values = self._spread * jax.random.normal(key, shape, jnp.float32)
+        return nnx.Param(values.astype(self._dtype), axes=axes)
+
+    def ones(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+        return nnx.Param(jnp.ones(shape, self._dtype), axes=axes)
+
+    def zeros(self, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> nnx.Param:
+        return nnx.Param(jnp.zeros(shape, self._dtype), axes=axes)
+
+
+def weights_of(module: nnx.Module) -> Weights:
+    """The module's own parameters by name."""
+    return {name: value[...] for name, value in vars(module).items() if isinstance(value, nnx.Param)}
+
+
+def layer_of(stack: Weights, layer: int) -> Weights:
+    """One layer's parameters out of a stack."""
+    return {name: value[layer] for name, value in stack.items()}
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
+    """Divides x [..., D] by its root mean square, in float32, then scales it in x's dtype."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    return wide.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """x [..., in] times kernel [in, out] in x's dtype.
+
+    Rows are flattened first: XLA's CPU compiler transposes both operands of a kernel's gradient (with whatever fuses
+    into them, column by column) when it contracts over several axes, and over one axis it does not.
+    """
+    y = (x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)).reshape(*x.shape[:-1], kernel.shape[-1])
+    return y if bias is None else y + bias.astype(x.dtype)
+
+
+def run_stack(
+    layer_function: Callable[[Any, Weights], Any], carry: Any, stack: Weights, *, unroll: bool, remat: bool
+) -> Any:
+    """Carries a value through the layers of a stack: unrolled, or scanned with one compiled body."""
+    if remat:
+        layer_function = jax.checkpoint(layer_function, prevent_cse=unroll)
+    count = next(iter(stack.values())).shape[0]
+    if unroll or count == 1:
+        for layer in range(count):
+            carry = layer_function(carry, layer_of(stack, layer))
+        return carry
+    return jax.lax.scan(lambda c, w: (layer_function(c, w), None), carry, stack)[0]

@@ -1,0 +1,183 @@
+"""The vision tower: patches of many images, one padded row each, to image tokens.
+
+Full attention works inside a row, window attention inside blocks gathered from a row (see vision_geometry.py). The patches
+stay in the image processor's order, so features come out in the order of the prompt's image tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from medvr_jax.models.attention import MASKED
+from medvr_jax.models.config import VisionConfig
+from medvr_jax.models.layers import Initialiser, Weights, linear, rms_norm, run_stack, weights_of
+from medvr_jax.models.rope import rotate, vision_rotary
+
+NORM_EPSILON = 1e-6
+SCAN_FROM = 8  # towers with more blocks of a kind in a row are scanned: one compiled body instead of many
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class ImageBatch:
+    """I images, each a row of S patches in the processor's order, padded at the end; a row may be wholly empty.
+
+    patches [I, S, patch_dim] float32; positions [I, S, 2] int32 (row, column); valid [I, S] bool; window_slots [I, W, C] int32:
+    the patch in each slot of a window block (S = empty); slot_of_patch [I, S] int32: its inverse, a position in the
+    flattened [W*C] (W*C = none). See `vision_geometry.padded_geometry`.
+    """
+
+    patches: jax.Array
+    positions: jax.Array
+    valid: jax.Array
+    window_slots: jax.Array
+    slot_of_patch: jax.Array
+
+
+class VisionBlocks(nnx.Module):
+    """Stacked parameters of the tower's blocks; no computation."""
+
+    def __init__(self, config: VisionConfig, make: Initialiser) -> None:
+        L, D, F = config.depth, config.hidden_size, config.intermediate_size
+        self.attention_norm = make.ones((L, D), ("layers", "vision_embed"))
+        self.qkv_kernel = make.normal((L, D, 3, D), ("layers", "vision_embed", None, "vision_heads"))
+        self.qkv_bias = make.zeros((L, 3, D), ("layers", None, "vision_heads"))
+        self.output_kernel = make.normal((L, D, D), ("layers", "vision_heads", "vision_embed"))
+        self.output_bias = make.zeros((L, D), ("layers", "vision_embed"))
+        self.mlp_norm = make.ones((L, D), ("layers", "vision_embed"))
+        self.gate_kernel = make.normal((L, D, F), ("layers", "vision_embed", "vision_mlp"))
+        self.gate_bias = make.zeros((L, F), ("layers", "vision_mlp"))
+        self.up_kernel = make.normal((L, D, F), ("layers", "vision_embed", "vision_mlp"))
+        self.up_bias = make.zeros((L, F), ("layers", "vision_mlp"))
+        self.down_kernel = make.normal((L, F, D), ("layers", "vision_mlp", "vision_embed"))
+        self.down_bias = make.zeros((L, D), ("layers", "vision_embed"))
+
+
+class VisionTower(nnx.Module):
+    """Patch embedding, blocks, and the merger that makes one image token of merge² patches."""
+
+    def __init__(self, config: VisionConfig, make: Initialiser, dtype: jnp.dtype) -> None:
+        self.config, self.dtype = config, dtype
+        D, wide = config.hidden_size, config.hidden_size * config.merge_unit
+        self.patch_kernel = make.normal((config.patch_dim, D), ("patch", "vision_embed"))
+        self.blocks = VisionBlocks(config, make)
+        self.merger_norm = make.ones((D,), ("vision_embed",))
+        self.merger_in_kernel = make.normal((wide, wide), ("vision_embed", "vision_mlp"))
+        self.merger_in_bias = make.zeros((wide,), ("vision_mlp",))
+        self.merger_out_kernel = make.normal((wide, config.out_hidden_size), ("vision_mlp", "embed"))
+        self.merger_out_bias = make.zeros((config.out_hidden_size,), ("embed",))
+
+    def __call__(self, images: ImageBatch, remat: str = "none") -> jax.Array:
+        """Features [I, S // merge², D] in the processor's order; rows of padding are finite and mean nothing."""
+        config = self.config
+        x = linear(images.patches.astype(self.dtype), self.patch_kernel[...])
+        views = {True: _whole_rows(images, config), False: _windows(images, config)}
+        stack = weights_of(self.blocks)
+        first = 0
+        for full, run in itertools.groupby(range(config.depth), lambda block: block in config.full_attention_blocks):
+            count = len(list(run))
+            x = run_stack(
+                lambda x, weights, view=views[full]: vision_block(x, weights, view, config),
+                x,
+                {name: value[first : first + count] for name, value in stack.items()},
+                unroll=count < SCAN_FROM and remat == "none",
+                remat=remat == "block",
+            )
+            first += count
+        return self.merge(x)
+
+    def merge(self, x: jax.Array) -> jax.Array:
+        """x [I, S, vision width] → [I, S // merge², D]."""
+        images, patches, width = x.shape
+        unit = self.config.merge_unit
+        x = rms_norm(x, self.merger_norm[...], NORM_EPSILON).reshape(images, patches // unit, unit * width)
+        x = jax.nn.gelu(linear(x, self.merger_in_kernel[...], self.merger_in_bias[...]), approximate=False)
+        return linear(x, self.merger_out_kernel[...], self.merger_out_bias[...])
+
+
+@dataclasses.dataclass(frozen=True)
+class _View:
+    """How attention sees the patches: as A pieces of C patches each (rows, or window blocks).
+
+    cos, sin [A, C, 1, H/2]; visible [A, C or 1, C]; source [I, W*C] and inverse [I, S] move rows into pieces and back
+    (None where the pieces are the rows).
+    """
+
+    cos: jax.Array
+    sin: jax.Array
+    visible: jax.Array
+    source: jax.Array | None = None
+    inverse: jax.Array | None = None
+
+
+def _whole_rows(images: ImageBatch, config: VisionConfig) -> _View:
+    cos, sin = vision_rotary(images.positions, head_width=config.head_width, theta=config.rope_theta)
+    return _View(cos[:, :, None], sin[:, :, None], images.valid[:, None, :])
+
+
+def _windows(images: ImageBatch, config: VisionConfig) -> _View:
+    I, S = images.valid.shape
+    W, C = images.window_slots.shape[1:]
+    source = images.window_slots.reshape(I, W * C)
+    taken = jax.vmap(lambda positions, source: positions.at[source].get(mode="fill", fill_value=-1))
+    positions = taken(images.positions, source).reshape(I * W, C, 2)
+    cos, sin = vision_rotary(positions, head_width=config.head_width, theta=config.rope_theta)
+    cells = positions // (config.window_side * config.spatial_merge_size)  # -1 where the slot is empty
+    window = cells[..., 0] * S + cells[..., 1]  # a row holds fewer than S columns of windows
+    visible = (window[:, :, None] == window[:, None, :]) & (window >= 0)[:, None, :]
+    return _View(cos[:, :, None], sin[:, :, None], visible, source, images.slot_of_patch)
+
+
+def vision_block(x: jax.Array, block: Weights, view: _View, config: VisionConfig) -> jax.Array:
+    """One block: x [I, S, D] → [I, S, D]."""
+    I, S, D = x.shape
+    A, C = view.cos.shape[:2]
+    y = rms_norm(x, block["attention_norm"], NORM_EPSILON)
+    y = linear(y, block["qkv_kernel"].reshape(D, 3 * D), block["qkv_bias"].reshape(3 * D))
+    if view.source is not None:
+        y = jax.vmap(_permute)(y, view.source, view.inverse)
+    y = y.reshape(A, C, 3, config.num_heads, config.head_width)
+    q, k = (rotate(y[:, :, part], view.cos, view.sin) for part in (0, 1))
+    y = _attend(q, k, y[:, :, 2], view.visible)
+    if view.source is not None:
+        y = jax.vmap(_permute)(y.reshape(I, -1, D), view.inverse, view.source)
+    x = x + linear(y.reshape(I, S, D), block["output_kernel"], block["output_bias"])
+    y = rms_norm(x, block["mlp_norm"], NORM_EPSILON)
+    gate = jax.nn.silu(linear(y, block["gate_kernel"], block["gate_bias"]))
+    y = gate * linear(y, block["up_kernel"], block["up_bias"])
+    return x + linear(y, block["down_kernel"], block["down_bias"])
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """q, k, v [A, C, N, H], visible [A, C or 1, C] → [A, C, N, H]; softmax in float32."""
+    q, k, v = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    scores = jnp.where(visible[:, None], jnp.matmul(q, k, preferred_element_type=jnp.float32), MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.matmul(weights, v).transpose(0, 2, 1, 3)
+
+
+@jax.custom_vjp
+def _permute(x: jax.Array, source: jax.Array, inverse: jax.Array) -> jax.Array:
+    """Rows of x [X, D] in the order `source` [Y] (X = a row of zeros); `inverse` [X] points back (Y = none).
+
+    The gradient is the inverse gather: no scatter.
+    """
+    return x.at[source].get(mode="fill", fill_value=0)
+
+
+def _permute_forward(x: jax.Array, source: jax.Array, inverse: jax.Array) -> tuple[jax.Array, tuple]:
+    return _permute(x, source, inverse), (source, inverse)
+
+
+def _permute_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, None, None]:
+    source, inverse = saved
+    return _permute(gradient, inverse, source), None, None
+
+
+_permute.defvjp(_permute_forward, _permute_backward)

@@ -1,0 +1,59 @@
+"""`rollouts/`: the trajectories of a step as JSON Lines, and the images that a viewer needs to show them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from medvr_jax.inputs.images import load_image
+from medvr_jax.reports.metrics import json_line, replace_file
+
+_LONG_SIDE = 768  # pixels; boxes are normalised, so a smaller copy serves to look at
+
+
+def write_rollouts(
+    workdir: str | Path,
+    step: int,
+    records: Sequence[Mapping[str, Any]],
+    images: Mapping[str, bytes | str | Path] | None = None,
+) -> Path:
+    """Writes `rollouts/step_<step>.jsonl`, one trajectory a line, and returns its path.
+
+    images: prompt id -> encoded image (bytes or path), for the prompts that a viewer should be able to show; their
+    records get the image's path, relative to the run's folder, as `image`.
+    """
+    workdir = Path(workdir)
+    paths = {name: _save_image(workdir, name, source) for name, source in (images or {}).items()}
+    lines = [json_line({**record, "image": paths.get(record["prompt_id"])}) for record in records]
+    path = workdir / "rollouts" / f"step_{step:06d}.jsonl"
+    replace_file(path, "".join(lines))
+    return path
+
+
+def rollout_steps(workdir: str | Path) -> dict[int, Path]:
+    """The recorded steps in order, and their files."""
+    found = {}
+    for path in Path(workdir).glob("rollouts/step_*.jsonl"):
+        number = path.stem.removeprefix("step_")
+        if number.isdigit():
+            found[int(number)] = path
+    return dict(sorted(found.items()))
+
+
+def _save_image(workdir: Path, name: str, source: bytes | str | Path) -> str:
+    """Saves a copy as PNG under a name made from the prompt's id, which may hold any character."""
+    relative = f"rollouts/images/{hashlib.sha256(name.encode()).hexdigest()[:16]}.png"
+    path = workdir / relative
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = load_image(source, name)
+        image.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
+        beside = path.with_suffix(".new")
+        image.save(beside, format="PNG", optimize=False)
+        os.replace(beside, path)
+    return relative

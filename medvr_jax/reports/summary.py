@@ -1,0 +1,85 @@
+"""A run in a few lines: `report/summary.md`, and the facts that the page repeats."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from medvr_jax.reports.progress import duration
+from medvr_jax.reports.text import number
+
+Row = Mapping[str, Any]
+
+_LINES = (
+    ("held-out accuracy", "eval/accuracy"),
+    ("zoom hits the true place", "eval/hit_rate"),
+    ("mean IoU with the true box", "eval/mean_iou"),
+    ("reward", "reward/total"),
+    ("accuracy of the rollouts", "reward/accuracy"),
+    ("use of the tool", "rollout/tool_rate"),
+    ("valid calls", "rollout/valid_call_rate"),
+    ("entropy", "train/entropy"),
+    ("KL to the reference", "train/kl"),
+    ("gradient norm", "train/grad_norm"),
+    ("sampler drift", "train/sampler_drift"),
+)
+
+
+class Facts(NamedTuple):
+    """What a whole run amounts to; None where the run did not record it."""
+
+    steps: int
+    seconds: float
+    seconds_per_step: float | None
+    forks_asked: float
+    forks_granted: float
+    compilations: int | None
+    last_compilation: int | None
+
+
+def known(rows: Sequence[Row], key: str) -> list[float]:
+    """The finite values of a key, in order."""
+    return [row[key] for row in rows if isinstance(row.get(key), int | float)]
+
+
+def facts(rows: Sequence[Row]) -> Facts:
+    """Totals and medians over all rows."""
+    times = known(rows, "time/step")
+    counts = [(row["step"], row["compilations"]) for row in rows if isinstance(row.get("compilations"), int)]
+    last = next((step for step, count in counts if count == counts[-1][1]), None)
+    return Facts(
+        steps=len(times) or len(rows),
+        seconds=sum(times) + sum(known(rows, "time/evaluate")),
+        seconds_per_step=statistics.median(times) if times else None,
+        forks_asked=sum(known(rows, "rollout/forks_asked")),
+        forks_granted=sum(known(rows, "rollout/forks_granted")),
+        compilations=counts[-1][1] if counts else None,
+        last_compilation=last,
+    )
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    """The run in one sentence."""
+    total = facts(rows)
+    text = f"{total.steps:,} update{'' if total.steps == 1 else 's'}"
+    return text + (f" in {duration(total.seconds)}." if total.seconds else ".")
+
+
+def render(name: str, rows: Sequence[Row]) -> str:
+    """The summary as Markdown."""
+    lines = [f"# {name}", "", sentence(rows), "", "| figure | first | best | last |", "|---|---:|---:|---:|"]
+    for label, key in _LINES:
+        values = known(rows, key)
+        if values:
+            best = number(max(values)) if key.startswith(("eval/", "reward/")) else ""
+            lines.append(f"| {label} (`{key}`) | {number(values[0])} | {best} | {number(values[-1])} |")
+    total = facts(rows)
+    lines.append("")
+    if total.seconds_per_step is not None:
+        lines.append(f"- Median time of a step: {number(total.seconds_per_step)} s.")
+    if total.forks_asked:
+        lines.append(f"- Forks: {number(total.forks_granted)} granted of {number(total.forks_asked)} asked.")
+    if total.compilations is not None:
+        lines.append(f"- Compilations: {total.compilations}, the last by step {total.last_compilation}.")
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,1 @@
+"""What a trajectory earns: answer, format and consensus of zoom boxes, and their gated sum."""

@@ -1,0 +1,78 @@
+"""From text to answer, and is it the right one? One rule per answer kind, strict on purpose.
+
+  choice   the letter ("B", "(b)", "B."), the option's own text, or the letter followed by that text;
+  yes_no   an answer that begins with yes or no and does not contain the other word;
+  open     the same text after normalisation (case, width, white space, outer punctuation).
+
+An empty answer, and the placeholder "...", match nothing. A reward that guesses what was meant teaches to be vague;
+the lenient rules that published tables were scored with belong to evaluation.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+ANSWER_KINDS = ("choice", "yes_no", "open")
+
+_ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
+_LETTER = re.compile(r"\(?\s*([a-z])\s*\)?[\s.:,;]*", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(r"(?:\(\s*([a-z])\s*\)[.:,]?\s*|([a-z])\s*[).:,]\s*)(\S.*)", re.IGNORECASE | re.DOTALL)
+_OUTER = " \t\n\r.,;:!?\"'`\u201c\u201d\u2018\u2019()[]{}*_"  # the last quotes are the curly ones
+
+
+def normalise(text: str) -> str:
+    """Text as answers are compared: NFKC, case-folded, single spaces, no outer punctuation."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(text.split()).strip(_OUTER)
+
+
+def extract_answer(text: str) -> str | None:
+    """What stands in the only <answer>…</answer> of a turn's text; None if there is none, several, or nothing in it."""
+    found = _ANSWER.findall(text)
+    if len(found) != 1:
+        return None
+    answer = found[0].strip()
+    return answer if normalise(answer) else None
+
+
+def chosen_letter(prediction: str, options: Sequence[str]) -> str | None:
+    """The letter of the option that a prediction names without doubt, else None."""
+    letters = [chr(ord("A") + index) for index in range(len(options))]
+    prediction = unicodedata.normalize("NFKC", prediction).strip()
+    if found := _LETTER.fullmatch(prediction):
+        letter = found[1].upper()
+        return letter if letter in letters else None
+    texts = [normalise(option) for option in options]
+    wanted = normalise(prediction)
+    same = [letter for letter, text in zip(letters, texts, strict=True) if text and text == wanted]
+    if same:
+        return same[0] if len(same) == 1 else None
+    if found := _LETTER_AND_TEXT.fullmatch(prediction):
+        letter = (found[1] or found[2]).upper()
+        if letter in letters and texts[letters.index(letter)] == normalise(found[3]):
+            return letter
+    return None
+
+
+def yes_or_no(prediction: str) -> str | None:
+    """The word yes or no if the prediction begins with that word and never says the other, else None."""
+    words = re.findall(r"\w+", normalise(prediction))
+    if not words or words[0] not in ("yes", "no") or {"yes", "no"} <= set(words):
+        return None
+    return words[0]
+
+
+def is_correct(prediction: str | None, *, answer: str, answer_kind: str, options: Sequence[str] = ()) -> bool:
+    """Whether a prediction (None: there is none) is the answer: a letter for choices, else a text."""
+    if answer_kind not in ANSWER_KINDS:
+        raise ValueError(f"answer_kind is {answer_kind!r}, allowed are {', '.join(ANSWER_KINDS)}")
+    if prediction is None or not normalise(prediction):
+        return False
+    if answer_kind == "choice":
+        return chosen_letter(prediction, options) == answer.strip().upper()
+    if answer_kind == "yes_no":
+        said = yes_or_no(prediction)
+        return said is not None and said == yes_or_no(answer)
+    return normalise(prediction) == normalise(answer)

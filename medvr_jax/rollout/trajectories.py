@@ -1,0 +1,119 @@
+"""What a rollout leaves behind: the trajectories on the host, and the device arrays that an update needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from medvr_jax.inputs.batches import PromptBatch
+from medvr_jax.inputs.boxes import ZoomBox
+from medvr_jax.inputs.chat import Prompt
+from medvr_jax.models.backbone import PromptInputs
+from medvr_jax.models.vision import ImageBatch
+from medvr_jax.rollout.state import BASE, DECISION_FIELDS, FORK, FRESH
+
+ORIGINS = {BASE: "base", FORK: "fork", FRESH: "fresh"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One turn of the policy and what came back.
+
+    Attributes:
+        text: the policy's own text, special tokens included.
+        called: the turn holds a tool call (valid or not).
+        call_box: the box it named, in pixels of the resized image, when it named four numbers.
+        zoom: the box that was cut, when a crop came back.
+        observation: "crop", the error text that came back, or None when nothing did.
+    """
+
+    text: str
+    called: bool = False
+    call_box: tuple[float, ...] | None = None
+    zoom: ZoomBox | None = None
+    observation: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """One finished trajectory of a group.
+
+    Attributes:
+        turns: in order; a fork's first turn begins with its parent's text.
+        ended: "answer" (the last turn called no tool), "turn_limit" (it did, but no turn was left) or "truncated".
+        origin: "base", "fork" or "fresh"; parent and fork_position are None unless it is a fork.
+    """
+
+    turns: tuple[Turn, ...]
+    ended: str
+    origin: str
+    parent: int | None
+    fork_position: int | None
+
+    @property
+    def zooms(self) -> tuple[ZoomBox, ...]:
+        """The regions that were returned as crops, in order."""
+        return tuple(turn.zoom for turn in self.turns if turn.zoom is not None)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The policy's own text of each turn."""
+        return tuple(turn.text for turn in self.turns)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenArrays:
+    """Host copies of the per-token arrays, `[B, M, T]` each, and `length [B, M]`; see `state.RolloutState`."""
+
+    tokens: np.ndarray
+    sampled: np.ndarray
+    log_probabilities: np.ndarray
+    entropy: np.ndarray
+    length: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """B groups of M trajectories.
+
+    Attributes:
+        prompts: the B prompts.
+        trajectories: `[B][M]`.
+        host: the per-token arrays on the host.
+        decisions: per group, the record of fork decisions as dicts keyed by `state.DECISION_FIELDS`.
+        prompt_inputs: device arrays for the scorer, image features included.
+        prompt_batch: the prompts' host arrays, for a scorer that encodes the images itself.
+        tokens, positions, feature_index: device arrays `[B, M, T]`, `[B, M, T, 3]`, `[B, M, T]`.
+        crop_features: one device array `[B, M, F, D]` per tool turn.
+        crops: one host image batch `[B, M, ...]` per tool turn.
+        seconds: wall-clock time by phase.
+        decode_steps: steps of the sampling loop, all turns together.
+    """
+
+    prompts: list[Prompt]
+    trajectories: list[list[Trajectory]]
+    host: TokenArrays
+    decisions: list[list[dict[str, Any]]]
+    prompt_inputs: PromptInputs
+    prompt_batch: PromptBatch
+    tokens: jax.Array
+    positions: jax.Array
+    feature_index: jax.Array
+    crop_features: tuple[jax.Array, ...]
+    crops: tuple[ImageBatch, ...]
+    seconds: dict[str, float]
+    decode_steps: int
+
+
+_WHOLE = frozenset({"slot", "position", "pass", "child"})
+_FLAGS = frozenset({"asked", "granted"})
+
+
+def read_decisions(record: np.ndarray, count: int) -> list[dict[str, Any]]:
+    """One group's record `[Q, fields]` as dicts with Python numbers."""
+    rows = record[: min(count, len(record))].tolist()
+    kinds = [int if name in _WHOLE else bool if name in _FLAGS else float for name in DECISION_FIELDS]
+    return [{n: kind(v) for n, kind, v in zip(DECISION_FIELDS, kinds, row, strict=True)} for row in rows]

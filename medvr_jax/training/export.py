@@ -1,0 +1,58 @@
+"""A Hugging Face folder of the trained policy, and `--mode=export`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from medvr_jax import assembly
+from medvr_jax.errors import UserError
+from medvr_jax.models.weights import save_backbone
+from medvr_jax.training.checkpoints import Checkpoints
+from medvr_jax.training.state import TrainState
+from medvr_jax.training.trainer import make_train_state
+
+# What a folder holds beside configuration and weights: tokenizer, image processor, chat template.
+COMPANIONS = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "generation_config.json",
+    "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+
+def restore_latest(parts: assembly.Parts, workdir: str | Path) -> tuple[TrainState, int]:
+    """The state of the newest checkpoint and its step; UserError when the run has none."""
+    checkpoints = Checkpoints(workdir, parts.config.keep_checkpoints)
+    step = checkpoints.latest()
+    if step is None:
+        raise UserError(f"--workdir: {workdir} holds no checkpoint yet; train there first")
+    template, _ = make_train_state(parts)
+    state, _ = checkpoints.restore(step, template)
+    checkpoints.close()
+    return state, step
+
+
+def export_policy(parts: assembly.Parts, params: nnx.State, folder: str | Path) -> Path:
+    """Writes the policy's folder: weights and config.json from `params`, the rest from the model it started as.
+
+    The weights come last and in one rename, so that a folder with weights is whole.
+    """
+    folder, source = Path(folder), Path(parts.config.model.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in COMPANIONS:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    save_backbone(folder, parts.backbone, jax.device_get(params), parts.config.model.parameter_dtype)
+    return folder
+
+
+def export(config: Any, workdir: str | Path) -> None:
+    """`--mode=export`: the newest checkpoint to WORKDIR/export."""
+    parts = assembly.assemble(config)
+    state, step = restore_latest(parts, workdir)
+    folder = export_policy(parts, state.params, Path(workdir) / "export")
+    print(f"exported step {step} to {folder}")

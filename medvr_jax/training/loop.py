@@ -1,0 +1,114 @@
+"""`--mode=train`: evaluate, roll out, reward, update, log, save; again; then export and report."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from medvr_jax import assembly
+from medvr_jax.errors import UserError
+from medvr_jax.reports.metrics import MetricsWriter
+from medvr_jax.reports.page import write_report
+from medvr_jax.reports.progress import Progress
+from medvr_jax.reports.rollouts import write_rollouts
+from medvr_jax.training import compilations
+from medvr_jax.training.checkpoints import Checkpoints
+from medvr_jax.training.export import export_policy
+from medvr_jax.training.records import rollout_metrics, rollout_records
+from medvr_jax.training.trainer import Step, Trainer
+
+
+def train(config: Any, workdir: str | Path) -> None:
+    """Runs or resumes the run in `workdir` until `config.steps` updates are done."""
+    workdir = Path(workdir)
+    trainer = Trainer(assembly.assemble(config))
+    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+    start = resume(trainer, checkpoints)
+    with MetricsWriter(workdir, start) as metrics, Progress(config.steps, start, "train") as progress:
+        saving = 0.0
+        for step in range(start, config.steps):
+            row: dict[str, Any] = {"step": step, "time/checkpoint": saving}
+            if step % config.evaluate_every == 0:
+                row |= evaluate(trainer, progress)
+            began = time.perf_counter()
+            outcome = trainer.step(step)
+            if step % config.report.rollouts_every == 0 or step == config.steps - 1:
+                write_step_rollouts(workdir, outcome, step, config.report.groups)
+            row |= step_metrics(outcome) | {"time/step": time.perf_counter() - began}
+            # The row comes first: a run killed after its checkpoint never goes back to write it.
+            metrics.write(row | {"compilations": compilations.count()})
+            saving = 0.0
+            if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
+                saving = save(trainer, checkpoints, step + 1)
+            progress.update(step + 1, describe(row))
+        final = evaluate(trainer, progress)
+        metrics.write({"step": config.steps} | final | {"compilations": compilations.count()})
+    checkpoints.close()
+    if config.export_at_end:
+        print(f"exported to {export_policy(trainer.parts, trainer.state.params, workdir / 'export')}")
+    print(f"report in {write_report(workdir)}")
+
+
+def resume(trainer: Trainer, checkpoints: Checkpoints) -> int:
+    """Puts the newest checkpoint into the trainer; returns the step to go on with, 0 for a new run."""
+    step = checkpoints.latest()
+    if step is None:
+        return 0
+    trainer.state, metadata = checkpoints.restore(step, trainer.state)
+    if metadata != checkpoint_metadata(trainer.config, step):
+        raise UserError(
+            f"--workdir: checkpoint {step} was saved as {metadata}, this configuration continues with"
+            f" {checkpoint_metadata(trainer.config, step)}"
+        )
+    print(f"resumed after step {step}")
+    return step
+
+
+def checkpoint_metadata(config: Any, step: int) -> dict[str, int]:
+    """All there is beside the arrays: random keys and data order are functions of the seed and these counters."""
+    return {"step": step, "seed": config.seed, "data_position": step * config.data.prompts_per_step}
+
+
+def save(trainer: Trainer, checkpoints: Checkpoints, step: int) -> float:
+    """Saves the state after `step` updates; returns the seconds it took."""
+    began = time.perf_counter()
+    checkpoints.save(step, trainer.state, checkpoint_metadata(trainer.config, step))
+    return time.perf_counter() - began
+
+
+def evaluate(trainer: Trainer, progress: Progress) -> dict[str, float]:
+    """Held-out figures of the current policy as eval/*."""
+    began = time.perf_counter()
+    figures = trainer.evaluate(lambda done, total: progress.note(f"evaluating {done}/{total}"))
+    return {f"eval/{name}": value for name, value in figures.items()} | {"time/evaluate": time.perf_counter() - began}
+
+
+def step_metrics(outcome: Step) -> dict[str, float]:
+    """The figures of one step under the names of `metrics.jsonl`."""
+    spread = jax.device_get(outcome.rewards.has_spread)
+    return (
+        rollout_metrics(outcome.rollout, outcome.rewards)
+        | {f"train/{name}": value for name, value in outcome.metrics.items()}
+        | {"train/zero_spread_groups": int((~spread).sum())}
+        | {f"time/{name}": value for name, value in outcome.seconds.items()}
+    )
+
+
+def write_step_rollouts(workdir: Path, outcome: Step, step: int, groups: int) -> None:
+    """All trajectories of the step, and the images of its first groups for the viewer."""
+    images = {prompt.example.id: prompt.example.images[0] for prompt in outcome.rollout.prompts[:groups]}
+    write_rollouts(workdir, step, rollout_records(outcome.rollout, outcome.rewards, step), images)
+
+
+def describe(row: dict[str, Any]) -> str:
+    """What the progress line says of a step."""
+    text = f"reward {row['reward/total']:.2f}, right {row['reward/accuracy']:.2f}"
+    text += f", zoomed {row['rollout/tool_rate']:.2f}, forks {row['rollout/forks_granted']:.0f}"
+    if "eval/accuracy" in row:
+        text += f" | held-out accuracy {row['eval/accuracy']:.3f}"
+        if "eval/hit_rate" in row:
+            text += f", hits {row['eval/hit_rate']:.3f}"
+    return text

@@ -1,0 +1,96 @@
+"""Where arrays live: one table of logical axis -> mesh axis per layout, and nothing scattered through the model.
+
+Parameters carry the names of their logical axes; batches are split by group. Two layouts of the same tree: TRAINING
+(masters and optimiser state split over `fsdp` and `tensor`) and SAMPLING (whole, or split over `tensor` alone).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from medvr_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+# Groups are split over both axes that hold whole prompts.
+BATCH_AXES = ("data", "fsdp")
+
+_HEADS = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocabulary": "tensor"}
+_VISION = {"vision_heads": "tensor", "vision_mlp": "tensor"}
+TRAINING: Mapping[str, str] = _HEADS | _VISION | {"embed": "fsdp", "vision_embed": "fsdp"}
+SAMPLING: Mapping[str, str] = _HEADS | _VISION
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshShape:
+    """Devices along each mesh axis; -1 in one of them takes what the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(shape: MeshShape) -> Mesh:
+    """A mesh of all devices with axes data, fsdp and tensor; UserError when the sizes do not fit the device count."""
+    devices = jax.devices()
+    sizes = [shape.data, shape.fsdp, shape.tensor]
+    fixed = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) == 1 and fixed > 0 and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
+        raise UserError(
+            f"mesh: data={shape.data}, fsdp={shape.fsdp}, tensor={shape.tensor} do not multiply to the"
+            f" {len(devices)} devices here; one axis may be -1"
+        )
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def data_shards(mesh: Mesh) -> int:
+    """How many parts the groups of a batch are split into."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_group(mesh: Mesh) -> NamedSharding:
+    """The leading axis B split over the devices, the rest whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def put_by_group(tree: Any, mesh: Mesh) -> Any:
+    """Host arrays with leading axis B onto the devices."""
+    return jax.device_put(tree, by_group(mesh))
+
+
+def parameter_shardings(params: nnx.State, mesh: Mesh, rules: Mapping[str, str]) -> nnx.State:
+    """The sharding of every parameter, as a tree like `params`.
+
+    Raises:
+        UserError: where an array's axis does not divide by its mesh axis, or two of its axes ask for the same one.
+    """
+
+    def spec(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
+        shape = variable.get_value().shape
+        axes = [rules.get(axis) for axis in variable.get_metadata()["axes"]]
+        name = ".".join(str(part) for part in path)
+        used = [axis for axis in axes if axis is not None]
+        if len(set(used)) != len(used):
+            raise UserError(f"mesh: parameter {name} would use one mesh axis twice ({axes})")
+        for size, axis in zip(shape, axes, strict=True):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f"mesh.{axis}: parameter {name} of shape {shape} has an axis of {size}, which is not divisible by"
+                    f" {mesh.shape[axis]}; {axis}={int(np.gcd(size, mesh.shape[axis]))} divides it"
+                )
+        return variable.replace(NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return nnx.map_state(spec, params)

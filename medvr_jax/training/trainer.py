@@ -1,0 +1,134 @@
+"""The programs and the state of a GRPO run: roll out, reward, update. The order of events is in `loop.py`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from medvr_jax import assembly
+from medvr_jax.evaluation.greedy import predict, summarise
+from medvr_jax.inputs.chat import encode_prompts
+from medvr_jax.rollout.trajectories import Rollout
+from medvr_jax.training import sharding
+from medvr_jax.training.rewarding import Rewards, reward_rollout
+from medvr_jax.training.state import TrainState, initial_train_state, make_optimizer, sampling_layout
+from medvr_jax.training.update import TrainBatch, make_scorer, make_update
+
+
+class Step(NamedTuple):
+    """What one step of training produced: rollout, rewards, the update's metrics, and seconds by phase."""
+
+    rollout: Rollout
+    rewards: Rewards
+    metrics: dict[str, float]
+    seconds: dict[str, float]
+
+
+class Trainer:
+    """Holds the training state; every method that changes it says so."""
+
+    def __init__(self, parts: assembly.Parts) -> None:
+        config = self.config = parts.config
+        self.parts = parts
+        self.state, optimizer = make_train_state(parts)
+        self._to_sampling = sampling_layout(parts.params, parts.mesh, config.model.compute_dtype)
+        self._settings = assembly.update_settings(config, parts.mesh)
+        self._update = make_update(parts.graphdef, optimizer, self._settings, self.state)
+        self._scorer = make_scorer(parts.graphdef, self._settings)
+        self._rewards = assembly.reward_settings(config)
+        self._engine = parts.engine(assembly.training_rollout(config, parts.backbone))
+        self._evaluator = parts.engine(assembly.greedy_rollout(config))
+        # The reference is the policy before training, kept only when the loss asks for it.
+        self._reference = self._to_sampling(self.state.params) if config.grpo.kl_weight else None
+        self._banned = jax.device_put(self._engine.tables.banned, sharding.replicated(parts.mesh))
+
+    def sampling_params(self) -> nnx.State:
+        """The current policy in the sampling layout."""
+        return self._to_sampling(self.state.params)
+
+    def evaluate(self, progress: Any = None) -> dict[str, Any]:
+        """Greedy held-out figures of the current policy."""
+        config = self.config
+        examples = self.parts.source.test(config.data.test_examples)
+        predictions = predict(
+            self._evaluator,
+            self.sampling_params(),
+            self.parts.encoder,
+            examples,
+            config.data.evaluation_batch,
+            progress,
+        )
+        return summarise(predictions)
+
+    def step(self, number: int) -> Step:
+        """Rolls out the step's prompts with the current policy, rewards them, and updates the state."""
+        config, seconds = self.config, {}
+        started = time.perf_counter()
+        size = config.data.prompts_per_step
+        prompts = encode_prompts(self.parts.source.train(number * size, size), self.parts.encoder)
+        seconds["preprocess"] = time.perf_counter() - started
+
+        started = time.perf_counter()
+        params = jax.block_until_ready(self.sampling_params())
+        seconds["reshard"] = time.perf_counter() - started
+        rollout = self._engine.run(params, prompts, assembly.run_seed_key(config, number))
+        del params
+        for name, value in rollout.seconds.items():
+            seconds[name] = seconds.get(name, 0.0) + value
+
+        started = time.perf_counter()
+        rewards = jax.block_until_ready(reward_rollout(rollout, self._engine.tool_turns, self._rewards))
+        seconds["reward"] = time.perf_counter() - started
+
+        started = time.perf_counter()
+        metrics = self._update_on(self.train_batch(rollout, rewards))
+        seconds["update"] = time.perf_counter() - started
+        return Step(rollout, rewards, metrics, seconds)
+
+    def train_batch(self, rollout: Rollout, rewards: Rewards) -> TrainBatch:
+        """The rollout as the update takes it. A frozen tower's features are the rollout's own; else it encodes again."""
+        config, mesh = self.config, self.parts.mesh
+        frozen = config.model.freeze_vision_tower
+        counted = np.asarray(rewards.has_spread) if config.grpo.skip_zero_spread else np.ones(len(rollout.prompts), bool)
+        arrays = {
+            "sampled": rollout.host.sampled,
+            "log_probabilities": rollout.host.log_probabilities,
+            "advantages": np.asarray(rewards.advantages),
+            "counted": counted,
+            "images": None if frozen else rollout.prompt_batch.images,
+            "crops": None if frozen else rollout.crops,
+        }
+        return TrainBatch(
+            prompt=rollout.prompt_inputs,
+            tokens=rollout.tokens,
+            positions=rollout.positions,
+            feature_index=rollout.feature_index,
+            crop_features=rollout.crop_features if frozen else (),
+            old_log_probabilities=None,
+            **sharding.put_by_group(arrays, mesh),
+        )
+
+    def _update_on(self, batch: TrainBatch) -> dict[str, float]:
+        """Changes the state: `updates_per_batch` optimiser steps on one batch; returns the means of their metrics."""
+        updates = self.config.grpo.updates_per_batch
+        if updates > 1:
+            old = self._scorer(self.state.params, batch, self._banned)
+            batch = batch.replace(old_log_probabilities=old)
+        history = []
+        for _ in range(updates):
+            self.state, metrics = self._update(self.state, self._reference, batch, self._banned)
+            history.append(jax.device_get(metrics))
+        # Drift compares the sampler with the very policy it sampled from: the first update's.
+        means = {name: float(np.mean([m[name] for m in history])) for name in history[0]}
+        return means | {"sampler_drift": float(history[0]["sampler_drift"])}
+
+
+def make_train_state(parts: assembly.Parts) -> tuple[TrainState, Any]:
+    """The state at step 0 and its optimiser."""
+    optimizer = make_optimizer(assembly.optimizer_settings(parts.config))
+    frozen = parts.config.model.freeze_vision_tower
+    return initial_train_state(parts.params, optimizer, parts.mesh, freeze_vision_tower=frozen), optimizer

@@ -1,0 +1,224 @@
+"""One GRPO update: score the groups, form the loss, take the gradient micro-batch by micro-batch, step the optimiser.
+
+A group is scored as P + M*T tokens: its prompt once, its M responses behind it. With one update per batch the policy
+that sampled is the policy that is scored, so the ratio is 1 by construction and its old log-probabilities are its own;
+with more, one scoring pass before the first update supplies them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from medvr_jax.models.backbone import Backbone, PromptInputs, ResponseInputs
+from medvr_jax.models.features import image_features
+from medvr_jax.models.vision import ImageBatch
+from medvr_jax.training import losses
+from medvr_jax.training.state import TrainState
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainBatch:
+    """Rollouts ready for an update; every leaf starts with B.
+
+    Attributes:
+        prompt: the groups' prompts (all but their last token).
+        tokens, positions, feature_index: `[B, M, T]`, `[B, M, T, 3]`, `[B, M, T]`; slot 0 is the prompt's last token.
+        crop_features: one `[B, M, F, D]` per tool turn; empty when `crops` are given.
+        sampled: `[B, M, T]` bool, the response mask.
+        log_probabilities: `[B, M, T]` float32, the sampler's, to measure its drift from the scorer.
+        old_log_probabilities: `[B, M, T]` float32 under the policy before the first update of this batch; None with one
+            update per batch.
+        advantages: `[B, M]` float32.
+        counted: `[B]` bool, groups that enter the loss and its denominators.
+        images: the prompts' images `[B, I, ...]`, and
+        crops: one `[B, M, ...]` batch per tool turn; both None when the vision tower is frozen: the features of the
+            rollout are then used again.
+    """
+
+    prompt: PromptInputs
+    tokens: jax.Array
+    positions: jax.Array
+    feature_index: jax.Array
+    crop_features: tuple[jax.Array, ...]
+    sampled: jax.Array
+    log_probabilities: jax.Array
+    old_log_probabilities: jax.Array | None
+    advantages: jax.Array
+    counted: jax.Array
+    images: ImageBatch | None
+    crops: tuple[ImageBatch, ...] | None
+
+    def replace(self, **changes: Any) -> TrainBatch:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateSettings:
+    """Static under jit; see `configs/base.py`, sections grpo and rollout."""
+
+    clip_low: float
+    clip_high: float
+    kl_weight: float
+    aggregation: str
+    temperature: float
+    micro_batch_groups: int
+    logit_chunk: int
+    remat: str
+    data_shards: int = 1
+
+
+# Metrics that add up over micro-batches.
+_SUMS = ("loss", "policy", "kl", "clipped", "entropy")
+
+
+def score(
+    backbone: Backbone, batch: TrainBatch, banned: jax.Array, settings: UpdateSettings
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities and entropies `[B, M, T]` float32 of the responses' tokens; 0 in slot 0."""
+    groups, slots = batch.tokens.shape[:2]
+    prompt, crops = batch.prompt, list(batch.crop_features)
+    if batch.images is not None:
+        prompt = dataclasses.replace(prompt, features=image_features(backbone, batch.images))
+    for images in batch.crops or ():
+        features = image_features(backbone, images)
+        crops.append(features.reshape(groups, slots, -1, features.shape[-1]))
+    nothing = jnp.zeros((groups, slots, 0, prompt.features.shape[-1]), prompt.features.dtype)
+    features = jnp.concatenate(crops, axis=2) if crops else nothing
+    response = ResponseInputs(batch.tokens, batch.positions, batch.feature_index, features)
+    hidden = backbone.score(prompt, response, remat=settings.remat)
+    rows = max(groups // settings.data_shards, 1) * slots
+    pair = losses.chunked_log_probabilities(
+        hidden[:, :, :-1],
+        backbone.logits,
+        batch.tokens[:, :, 1:],
+        banned,
+        settings.temperature,
+        max(settings.logit_chunk // rows, 1),
+    )
+    log_probabilities, entropy = (jnp.pad(x, ((0, 0), (0, 0), (1, 0))) for x in pair)
+    return log_probabilities, entropy
+
+
+def micro_batch_count(groups: int, micro_batch_groups: int) -> int:
+    """Micro-batches per update; 0 groups per micro-batch means all."""
+    return groups // micro_batch_groups if micro_batch_groups else 1
+
+
+def _micro_batches(tree: Any, count: int) -> Any:
+    """`[B, ...]` -> `[count, B / count, ...]`; each takes every count-th group, so that devices keep their own groups."""
+    return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), tree)
+
+
+def loss_and_gradient(
+    graphdef: nnx.GraphDef,
+    trainable: nnx.State,
+    frozen: nnx.State,
+    reference: nnx.State | None,
+    batch: TrainBatch,
+    banned: jax.Array,
+    settings: UpdateSettings,
+) -> tuple[dict[str, jax.Array], nnx.State]:
+    """Metrics of the batch (`loss`, `policy`, `kl`, `entropy`, `sampler_drift`, `clipped`) and the loss's gradient.
+
+    Both are sums over micro-batches with the denominators of the whole batch, so that their size changes nothing.
+
+    Args:
+        reference: the frozen reference policy's parameters; None when the KL weight is 0.
+        banned: `[V]` bool.
+    """
+    weights = losses.token_weights(batch.sampled, settings.aggregation, counted=batch.counted)
+    token_share = losses.token_weights(batch.sampled, "token")
+
+    def loss(
+        trainable: nnx.State, part: TrainBatch, weights: jax.Array, share: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        backbone = nnx.merge(graphdef, trainable, frozen)
+        log_probabilities, entropy = score(backbone, part, banned, settings)
+        reference_log_probabilities = None
+        if reference is not None:
+            reference_log_probabilities, _ = score(nnx.merge(graphdef, reference), part, banned, settings)
+        old = part.old_log_probabilities
+        terms = losses.grpo_loss(
+            log_probabilities,
+            jax.lax.stop_gradient(log_probabilities) if old is None else old,
+            reference_log_probabilities,
+            part.advantages,
+            weights,
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            kl_weight=settings.kl_weight,
+        )
+        drift = jnp.max(jnp.where(part.sampled, jnp.abs(log_probabilities - part.log_probabilities), 0.0))
+        values = (terms.loss, terms.policy, terms.kl, terms.clipped, jnp.sum(share * entropy))
+        sums = dict(zip(_SUMS, values, strict=True))
+        return terms.loss, {"sums": sums, "sampler_drift": drift}
+
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    count = micro_batch_count(batch.sampled.shape[0], settings.micro_batch_groups)
+    if count == 1:
+        (_, metrics), grads = gradient(trainable, batch, weights, token_share)
+        return metrics["sums"] | {"sampler_drift": metrics["sampler_drift"]}, grads
+
+    def accumulate(total: Any, part: Any) -> tuple[Any, None]:
+        (_, metrics), grads = gradient(trainable, *part)
+        sums, drift, so_far = total
+        sums = jax.tree.map(jnp.add, sums, metrics["sums"])
+        return (sums, jnp.maximum(drift, metrics["sampler_drift"]), jax.tree.map(jnp.add, so_far, grads)), None
+
+    parts = _micro_batches((batch, weights, token_share), count)
+    zeros = {name: jnp.zeros((), jnp.float32) for name in _SUMS}
+    start = (zeros, jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trainable))
+    (sums, drift, grads), _ = jax.lax.scan(accumulate, start, parts)
+    return sums | {"sampler_drift": drift}, grads
+
+
+def make_update(
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    settings: UpdateSettings,
+    state: TrainState,
+) -> Callable[[TrainState, nnx.State | None, TrainBatch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """The jitted update `(state, reference, batch, banned) -> (state, metrics)`; the state's buffers are donated.
+
+    Args:
+        state: an example of the state; every update leaves it laid out like this one.
+    """
+    layout = jax.tree.map(lambda x: x.sharding, state)
+
+    def update(
+        state: TrainState, reference: nnx.State | None, batch: TrainBatch, banned: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        metrics, grads = loss_and_gradient(
+            graphdef, state.trainable, state.frozen, reference, batch, banned, settings
+        )
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, trainable, state.frozen, optimizer_state), metrics
+
+    return jax.jit(update, donate_argnums=0, out_shardings=(layout, None))
+
+
+def make_scorer(
+    graphdef: nnx.GraphDef, settings: UpdateSettings
+) -> Callable[[nnx.State, TrainBatch, jax.Array], jax.Array]:
+    """The jitted pass `(params, batch, banned) -> log-probabilities [B, M, T]`, in micro-batches like the update."""
+
+    def scorer(params: nnx.State, batch: TrainBatch, banned: jax.Array) -> jax.Array:
+        backbone = nnx.merge(graphdef, params)
+        count = micro_batch_count(batch.sampled.shape[0], settings.micro_batch_groups)
+        if count == 1:
+            return score(backbone, batch, banned, settings)[0]
+        parts = jax.lax.map(lambda part: score(backbone, part, banned, settings)[0], _micro_batches(batch, count))
+        return jnp.swapaxes(parts, 0, 1).reshape(batch.sampled.shape)
+
+    return jax.jit(scorer)

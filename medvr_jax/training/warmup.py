@@ -1,0 +1,226 @@
+"""The supervised warm-up that makes the tiny checkpoint; see configs/tiny_warmup.py.
+
+Three stages: the vision tower alone tells the classes of crops; then the whole model learns to point at a marker; then
+format, reading and pointing together. It stands in for pre-training, and is no part of the method: the lesion's place is
+never a target.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from PIL import Image
+
+from medvr_jax.datasets.synthetic import CLASSES, SyntheticTask
+from medvr_jax.inputs.boxes import check_zoom_box
+from medvr_jax.inputs.chat import TINY_DIRECT_SYSTEM, TINY_ZOOM_SYSTEM, Prompt, load_encoder
+from medvr_jax.inputs.images import pack_images, prepare_image
+from medvr_jax.inputs.tokenizer import make_token_tables
+from medvr_jax.models.backbone import PromptInputs, ResponseInputs
+from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.features import image_features
+from medvr_jax.models.weights import random_backbone, save_backbone
+from medvr_jax.training.tiny_folder import write_tiny_folder
+from medvr_jax.training.warmup_data import Lattice, RowBatch, RowMaker, batch_rows
+
+OVERVIEW = 112  # pixels: what the folder's image processor makes of the task's square images
+PATCHES = 64
+PROMPT_SLOTS, CALL_SLOTS, ZOOM_SLOTS = 64, 48, 96  # P, and T of one and of two turns
+
+
+def run_warmup(config: Any, workdir: str | Path) -> None:
+    """Trains from random parameters and writes WORKDIR/export, a whole Hugging Face folder."""
+    settings, folder = config.warmup, Path(workdir) / "export"
+    backbone_config = write_tiny_folder(
+        folder,
+        vocabulary=settings.vocabulary,
+        initializer_range=settings.initializer_range,
+        text=dict(settings.text),
+        vision=dict(settings.vision),
+    )
+    trainer = _Trainer(config, folder, backbone_config)
+    params = trainer.classify(trainer.params)
+    params = trainer.ground(params)
+    params = trainer.mix(params)
+    save_backbone(folder, backbone_config, params)
+    print(f"warm-up done: {folder}", flush=True)
+
+
+class _Trainer:
+    """The three stages over shared pools of prompts."""
+
+    def __init__(self, config: Any, folder: Path, backbone_config: BackboneConfig) -> None:
+        self.settings, self.config = config.warmup, backbone_config
+        self.task = SyntheticTask(**dict(config.data.synthetic))
+        self.rng = np.random.default_rng(config.seed)
+        self.graphdef, self.params = random_backbone(backbone_config, config.seed)
+        lattice = Lattice(OVERVIEW, self.settings.box_side, self.settings.box_step)
+        weights = dict(answer_weight=self.settings.answer_weight, box_weight=self.settings.box_weight)
+        self.zoomer, self.director = (
+            RowMaker(load_encoder(folder, system, prompt_patches=PATCHES, crop_patches=PATCHES), lattice, **weights)
+            for system in (TINY_ZOOM_SYSTEM, TINY_DIRECT_SYSTEM)
+        )
+        tables = make_token_tables(self.zoomer.encoder.tokenizer, backbone_config.text.vocab_size)
+        self.banned = jnp.asarray(tables.banned)
+
+    # ------------------------------------------------------------------------------------------------- stages
+
+    def classify(self, params: nnx.State) -> nnx.State:
+        """Stage 1: a linear probe on the mean feature of a crop, thrown away afterwards, teaches the tower."""
+        settings = self.settings
+        width = self.config.text.hidden_size
+        head = {"kernel": jnp.zeros((width, len(CLASSES))), "bias": jnp.zeros(len(CLASSES))}
+
+        def loss(trained, batch):
+            images, labels = batch
+            backbone = nnx.merge(self.graphdef, trained["model"])
+            features = backbone.encode_images(images).mean(axis=1)
+            features *= jax.lax.rsqrt(jnp.mean(features**2, axis=-1, keepdims=True) + 1e-6)
+            logits = features @ trained["head"]["kernel"] + trained["head"]["bias"]
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), {"right": (logits.argmax(-1) == labels).mean()}
+
+        crops = [self._crop(index) for index in range(settings.pool)]
+
+        def batch():
+            drawn = self._draw(crops, settings.classify_batch)
+            images = pack_images([crop for crop, _ in drawn], PATCHES, self.config.vision)
+            return images, np.array([label for _, label in drawn])
+
+        trained = {"model": params, "head": head}
+        return self._fit("classify", loss, trained, batch, settings.classify_steps, falling=False)["model"]
+
+    def ground(self, params: nnx.State) -> nnx.State:
+        """Stage 2: pointing at the marker, turn 1 only."""
+        settings = self.settings
+        self.markers = self._pool("markers", self.zoomer, self.task.marker_example)
+
+        def batch():
+            return {"marker": self._markers(settings.ground_batch)}
+
+        return self._fit("ground", self._loss, params, batch, settings.ground_steps, falling=False)
+
+    def mix(self, params: nnx.State) -> nnx.State:
+        """Stage 3: everything the policy shall bring, in the rollout's own layout."""
+        settings = self.settings
+        self.lesions = self._pool("lesions", self.zoomer, self.task.example)
+        direct = [self.director.prompt(prompt.example) for prompt in self.lesions[: settings.pool // 4]]
+
+        def batch():
+            prompts = self._draw(self.lesions, settings.lesion_batch)
+            rows = [
+                [self.zoomer.zoom(p, self.rng, on_lesion=m % 2 == 1) for m in range(settings.rows)] for p in prompts
+            ]
+            plain = self._draw(direct, settings.direct_batch)
+            return {
+                "lesion": self._batch(prompts, rows, ZOOM_SLOTS),
+                "marker": self._markers(settings.marker_batch),
+                "direct": self._batch(plain, [[self.director.direct(p, self.rng)] for p in plain], CALL_SLOTS),
+            }
+
+        return self._fit("mixed", self._loss, params, batch, settings.mixed_steps, falling=True)
+
+    # --------------------------------------------------------------------------------------------------- data
+
+    def _crop(self, index: int) -> tuple[Any, int]:
+        """A readable crop (the lesion is in the box) and its class."""
+        scene = self.task.scene("warmup", index)
+        side = scene.pixels.shape[0]
+        boxes = self.zoomer.lattice.hitting(tuple(v / side for v in scene.box))
+        box = boxes[self.rng.integers(len(boxes))]
+        zoom = check_zoom_box(list(box), (OVERVIEW, OVERVIEW), (side, side))
+        encoder = self.zoomer.encoder
+        crop = Image.fromarray(scene.pixels).crop(zoom.original).convert("RGB")
+        return prepare_image(encoder.processor, crop, max_patches=PATCHES), scene.label
+
+    def _pool(self, name: str, maker: RowMaker, example: Callable) -> list[Prompt]:
+        start = time.perf_counter()
+        pool = [maker.prompt(example("warmup", index)) for index in range(self.settings.pool)]
+        print(f"[{name}] {len(pool)} prompts in {time.perf_counter() - start:.1f} s", flush=True)
+        return pool
+
+    def _draw(self, pool: list, count: int) -> list:
+        return [pool[i] for i in self.rng.integers(len(pool), size=count)]
+
+    def _markers(self, count: int) -> RowBatch:
+        prompts = self._draw(self.markers, count)
+        return self._batch(prompts, [[self.zoomer.point(p, self.rng)] for p in prompts], CALL_SLOTS)
+
+    def _batch(self, prompts: list[Prompt], rows: list, slots: int) -> RowBatch:
+        return batch_rows(prompts, rows, P=PROMPT_SLOTS, T=slots, S=PATCHES, vision=self.config.vision)
+
+    # --------------------------------------------------------------------------------------------------- training
+
+    def _loss(self, params: nnx.State, batches: dict[str, RowBatch]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The sum over kinds of the weighted mean loss; figures: of the heavy tokens, how many are the likeliest."""
+        backbone = nnx.merge(self.graphdef, params)
+        total, figures = jnp.zeros(()), {}
+        for kind, batch in batches.items():
+            logits = jnp.where(self.banned, -jnp.inf, backbone.logits(_hidden(backbone, batch))[:, :, :-1])
+            targets, weights = batch.tokens[:, :, 1:], batch.weights[:, :, 1:]
+            chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+            losses = jnp.where(weights > 0, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)
+            total += (losses * weights).sum() / weights.sum()
+            heavy = (weights > 1) if kind != "direct" else (weights > 0)
+            right = (logits.argmax(-1) == targets) & heavy
+            figures[f"{kind}/right"] = right.sum() / heavy.sum()
+            if kind == "marker":
+                figures["marker/box"] = (right.sum(-1) == heavy.sum(-1)).mean()
+        return total, figures
+
+    def _fit(self, name: str, loss: Callable, trained: Any, batch: Callable, steps: int, *, falling: bool) -> Any:
+        """AdamW on `loss` for `steps` batches, with a line of figures now and then."""
+        settings = self.settings
+        ramp = optax.linear_schedule(0.0, settings.learning_rate, settings.ramp_steps)
+        rest = (
+            optax.cosine_decay_schedule(settings.learning_rate, steps - settings.ramp_steps)
+            if falling
+            else optax.constant_schedule(settings.learning_rate)
+        )
+        schedule = optax.join_schedules([ramp, rest], [settings.ramp_steps])
+        optimiser = optax.chain(
+            optax.clip_by_global_norm(settings.max_grad_norm), optax.adamw(schedule, b2=0.99, weight_decay=0.01)
+        )
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def update(trained, state, batch):
+            (value, figures), gradient = jax.value_and_grad(loss, has_aux=True)(trained, batch)
+            changes, state = optimiser.update(gradient, state, trained)
+            return optax.apply_updates(trained, changes), state, {"loss": value, **figures}
+
+        state = optimiser.init(trained)
+        start, recent = time.perf_counter(), []
+        for step in range(1, steps + 1):
+            trained, state, figures = update(trained, state, batch())
+            recent.append(figures)
+            if step % settings.log_every == 0 or step == steps:
+                means = {key: np.mean([float(f[key]) for f in recent]) for key in figures}
+                spent = time.perf_counter() - start
+                shown = " ".join(f"{key} {value:.3f}" for key, value in means.items())
+                print(f"[{name}] step {step}/{steps} {shown} | {spent:.0f} s, {spent / step * (steps - step):.0f} s to go", flush=True)
+                recent.clear()
+        return trained
+
+
+def _hidden(backbone: Any, batch: RowBatch) -> jax.Array:
+    """[B, M, T, D] of a batch of trajectories, images encoded with gradients."""
+    prompts = batch.prompts
+    prompt = PromptInputs(
+        prompts.tokens, prompts.positions, prompts.valid, prompts.feature_index, image_features(backbone, prompts.images)
+    )
+    B, M, T = batch.tokens.shape
+    if batch.images is None:
+        features = jnp.zeros((B, M, 0, prompt.features.shape[-1]), prompt.features.dtype)
+    else:
+        crops = image_features(backbone, batch.images)
+        features = crops.reshape(B, M, -1, crops.shape[-1])
+    return backbone.score(prompt, ResponseInputs(batch.tokens, batch.positions, batch.feature_index, features))

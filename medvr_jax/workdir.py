@@ -1,0 +1,101 @@
+"""The folder of a run: it belongs to one configuration, which it holds as config.json. No jax in this file."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from medvr_jax import configuration
+from medvr_jax.errors import UserError
+
+# Runs that agree in these have checkpoints of the same shape and meaning.
+CHECKPOINT_FIELDS = ("trainer", "model.", "optimizer.", "grpo.kl_weight")
+
+
+def saved_config(workdir: str | os.PathLike, overrides: Iterable[tuple[str, str]] = ()) -> FrozenConfigDict:
+    """The configuration that a workdir was started with, overrides applied, checked."""
+    saved = ConfigDict(_read_saved(Path(workdir)), type_safe=False)
+    return configuration.validate(configuration.override(saved, overrides))
+
+
+def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: str) -> None:
+    """Makes the workdir of a training run and saves config.json there, or checks that both fit each other.
+
+    A run goes on only with the same configuration; `steps` may grow. Other modes need an existing run, and only what
+    shapes a checkpoint must be the same.
+    """
+    folder = Path(workdir)
+    if mode != "train":
+        _refuse_other(folder, _read_saved(folder), config, CHECKPOINT_FIELDS)
+        _check_writable(folder)
+        return
+    _check_writable(folder)
+    if _has_results(folder):
+        saved = _read_saved(folder)
+        _refuse_other(folder, saved, config, ())
+        if saved["steps"] == config.steps:
+            return
+    _write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether a run got far enough to leave anything; if it failed at the door, another may have the folder."""
+    metrics, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
+    return (
+        (metrics.is_file() and metrics.stat().st_size > 0)
+        or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+        or (folder / "export").exists()
+    )
+
+
+def _read_saved(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"--workdir: {folder} holds no config.json; give the folder of a run or, to train, a new one")
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--workdir: {file} cannot be read: {error}") from error
+    if not isinstance(saved, dict):
+        raise UserError(f"--workdir: {file} is not a JSON object")
+    return saved
+
+
+def _refuse_other(folder: Path, saved: dict[str, Any], config: FrozenConfigDict, prefixes: tuple[str, ...]) -> None:
+    """UserError at the first field, among those with one of the prefixes if any are given, that differs."""
+    old = dict(configuration.leaves(saved))
+    new = dict(configuration.leaves(json.loads(json.dumps(config.to_dict()))))
+    for name in [*new, *old]:
+        if prefixes and not name.startswith(prefixes):
+            continue
+        before, now = old.get(name, "nothing"), new.get(name, "nothing")
+        # The shape of a cosine schedule depends on the number of steps.
+        may_grow = name == "steps" and config.optimizer.schedule == "constant"
+        if before == now or (may_grow and now > before):
+            continue
+        rule = "it may only grow" if may_grow else "give another --workdir, or that value"
+        raise UserError(f"--workdir: {folder} belongs to another config: {name} was {before!r}, now {now!r}; {rule}")
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"--workdir: {folder} cannot be written to: {error.strerror or error}") from error
+
+
+def _write_atomically(file: Path, text: str) -> None:
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(beside, file)

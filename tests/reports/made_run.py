@@ -1,0 +1,184 @@
+"""A made-up run in the files' own schema: what the page is tested with, and can be looked at with.
+
+`python -m tests.reports.made_run DIR` writes one and its report.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+from medvr_jax.reports.metrics import MetricsWriter
+from medvr_jax.reports.rollouts import write_rollouts
+
+SIDE = 448
+NASTY = '<script>alert("x")</script> & </pre></details> \'"> \u202e \x00 \ud800 {{7*7}} <img src=x onerror=alert(1)>'
+
+
+def picture(rng: np.random.Generator, centre: np.ndarray) -> bytes:
+    """A grey disc with texture and a small bright lesion, as PNG."""
+    noise = rng.normal(0, 1, (28, 28))
+    texture = Image.fromarray(np.uint8(np.clip(128 + 26 * noise, 0, 255))).resize(
+        (SIDE, SIDE), Image.Resampling.BICUBIC
+    )
+    image = Image.new("L", (SIDE, SIDE), 12)
+    body = Image.new("L", (SIDE, SIDE), 0)
+    ImageDraw.Draw(body).ellipse([20, 30, SIDE - 20, SIDE - 10], fill=150)
+    image.paste(texture, mask=body)
+    x, y = centre * SIDE
+    ImageDraw.Draw(image).ellipse([x - 14, y - 14, x + 14, y + 14], fill=225)
+    buffer = io.BytesIO()
+    image.filter(ImageFilter.GaussianBlur(0.7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def trajectory(rng: np.random.Generator, step: int, group: int, slot: int, skill: float, centre: np.ndarray, **more):
+    """One trajectory that finds the lesion with probability `skill`."""
+    zoomed = rng.random() < 0.95
+    found = bool(zoomed and rng.random() < skill)
+    middle = centre + rng.normal(0, 0.02, 2) if found else rng.uniform(0.15, 0.85, 2)
+    box = np.clip(np.concatenate([middle - 0.07, middle + 0.07]), 0, 1)
+    correct = bool(found or rng.random() < 0.25)
+    pixels = [int(v * 112) for v in box]
+    call = f'{{"name": "image_zoom_in_tool", "arguments": {{"bbox_2d": {pixels}}}}}'
+    turns: list[dict[str, Any]] = []
+    if zoomed:
+        text = f"<think>The spot needs a closer look.</think>\n<tool_call>\n{call}\n</tool_call><|im_end|>"
+        turns.append({"text": text, "call_box": pixels, "observation": "crop"})
+    elif rng.random() < 0.5:
+        text = "<think>Look.</think><tool_call>[zoom]</tool_call><|im_end|>"
+        turns.append({"text": text, "call_box": None, "observation": "Error: the call is not a JSON object."})
+    said = "B" if correct else str(rng.choice(["A", "C", "D"]))
+    turns.append(
+        {
+            "text": f"<think>Stripes run upwards.</think>\n<answer>{said}</answer><|im_end|>",
+            "call_box": None,
+            "observation": None,
+        }
+    )
+    length = 46
+    entropy = np.abs(rng.normal(0.08, 0.1, length))
+    entropy[22:34] += rng.uniform(0.3, 1.6, 12) * (1.2 - skill)
+    sampled = [not 36 <= i < 40 for i in range(length)]
+    return {
+        "step": step,
+        "group": group,
+        "prompt_id": f"made-{step}-{group}",
+        "slot": slot,
+        "origin": "base",
+        "parent": None,
+        "fork_position": None,
+        "question": "What is the orientation of the stripes in the lesion?",
+        "options": ["horizontal", "vertical", "rising", "falling"],
+        "answer": "B",
+        "prediction": said,
+        "correct": correct,
+        "turns": turns,
+        "boxes": [box.tolist()] if zoomed else [],
+        "true_boxes": [[*(centre - 0.031), *(centre + 0.031)]],
+        "token_ids": rng.integers(0, 500, length).tolist(),
+        "sampled": sampled,
+        "entropy": entropy.tolist(),
+        "log_probabilities": (-entropy).tolist(),
+        "rewards": {
+            "accuracy": float(correct),
+            "format": 0.0 if zoomed else -0.2,
+            "tool": float(correct and zoomed),
+            "total": 2.0 * correct if zoomed else correct - 0.2,
+        },
+        "advantage": float(rng.normal()),
+        "consensus_iou": 0.71 if found else 0.0,
+        "decisions": [],
+        "ended": "answer",
+        "image": None,
+    } | more
+
+
+def made_group(rng: np.random.Generator, step: int, group: int, size: int, skill: float, centre: np.ndarray):
+    """A group of `size`: half base, some forks of them, the rest fresh."""
+    records = [trajectory(rng, step, group, m, skill, centre) for m in range(size)]
+    forks = int(rng.integers(1, size // 2))
+    for slot in range(size // 2, size):
+        if slot < size // 2 + forks:
+            parent = int(rng.integers(size // 2))
+            records[slot] |= {"origin": "fork", "parent": parent, "fork_position": 23}
+            h_base, h_tool = 0.12, float(rng.uniform(0.3, 1.4))
+            records[parent]["decisions"].append(
+                {
+                    "position": 34,
+                    "pass": 0,
+                    "h_base": h_base,
+                    "h_tool": h_tool,
+                    "delta_h": h_tool - h_base,
+                    "probability": min(0.5 + 0.5 * (h_tool - h_base), 1.0),
+                    "u": 0.2,
+                    "asked": True,
+                    "granted": True,
+                    "child": slot,
+                }
+            )
+        else:
+            records[slot]["origin"] = "fresh"
+    return records
+
+
+def make_run(workdir: Path, steps: int = 40, groups: int = 8, size: int = 16, nasty: bool = False) -> Path:
+    """Writes metrics, rollouts of the first and the last step, and their images."""
+    rng = np.random.default_rng(0)
+    with MetricsWriter(workdir) as metrics:
+        for step in range(steps + 1):
+            skill = 0.25 + 0.6 / (1 + math.exp(-(step - steps * 0.4) / max(steps * 0.09, 1e-3)))
+            row: dict[str, Any] = {"step": step}
+            if step % 10 == 0 or step == steps:
+                row |= {"eval/accuracy": 0.25 + 0.75 * skill, "eval/hit_rate": skill, "eval/mean_iou": 0.55 * skill}
+                row |= {"eval/examples": 512, "time/evaluate": 4.2}
+            if step < steps:
+                noise = rng.normal(0, 0.03, 12)
+                accuracy = 0.25 + 0.7 * skill + noise[0]
+                asked = rng.poisson(60 * (1.1 - skill))
+                row |= {
+                    "reward/total": 2 * accuracy - 0.1,
+                    "reward/accuracy": accuracy,
+                    "reward/tool": 0.9 * accuracy,
+                    "reward/format": -0.01 + noise[1] * 0.1,
+                    "rollout/tool_rate": 0.97 + 0.2 * noise[2],
+                    "rollout/valid_call_rate": 0.96 + 0.2 * noise[3],
+                    "rollout/forks_asked": int(asked),
+                    "rollout/forks_granted": int(min(asked, 50)),
+                    "train/loss": noise[4],
+                    "train/kl": 0.02 * step / steps + abs(noise[5]) * 0.05,
+                    "train/entropy": 0.35 - 0.2 * skill + noise[6] * 0.2,
+                    "train/grad_norm": 0.5 + abs(noise[7]) * 5 if step != 13 else float("nan"),
+                    "train/sampler_drift": 2e-6 + abs(noise[8]) * 1e-5,
+                    "train/zero_spread_groups": int(rng.integers(0, 5)),
+                    "time/rollout": 1.2 + noise[9] + 15 * (step == 0),
+                    "time/update": 0.6 + noise[10] * 0.3 + 12 * (step == 0),
+                    "time/reward": 0.02,
+                    "time/preprocess": 0.11,
+                    "time/step": 2.0 + noise[11] + 27 * (step == 0),
+                }
+            row["compilations"] = 9 + 3 * (step > 0)
+            metrics.write(row)
+    for step, skill in ((0, 0.25), (steps - 1, 0.85)):
+        records, images = [], {}
+        for group in range(groups):
+            centre = rng.uniform(0.25, 0.75, 2)
+            images[f"made-{step}-{group}"] = picture(rng, centre)
+            records += made_group(rng, step, group, size, skill, centre)
+        if nasty:
+            records[0] |= {"question": NASTY, "options": [NASTY, "B"], "prediction": NASTY, "ended": NASTY}
+            records[0]["turns"] = [{"text": NASTY, "call_box": None, "observation": NASTY}]
+        write_rollouts(workdir, step, records, images)
+    return workdir
+
+
+if __name__ == "__main__":
+    from medvr_jax.reports.page import write_report
+
+    print(write_report(make_run(Path(sys.argv[1]))))

@@ -1,0 +1,63 @@
+"""The reference for the backbone's tests: small random Qwen2.5-VL models of transformers, in folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+# Token ids of the small vocabulary below.
+IMAGE, VIDEO, VISION_START, VISION_END = 500, 501, 502, 503
+
+TEXT = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+VISION = {
+    "depth": 4,
+    "hidden_size": 64,
+    "intermediate_size": 80,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "fullatt_block_indexes": [1, 3],
+    "window_size": 112,
+}
+
+
+def small_config(text: dict | None = None, vision: dict | None = None, tied: bool = False) -> Qwen2_5_VLConfig:
+    """A small configuration; `text` and `vision` override single fields."""
+    return Qwen2_5_VLConfig(
+        text_config=TEXT | (text or {}),
+        vision_config=VISION | (vision or {}),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        tie_word_embeddings=tied,
+    )
+
+
+def random_model(config: Qwen2_5_VLConfig, seed: int = 0, spread: float = 0.15) -> Qwen2_5_VLForConditionalGeneration:
+    """A float32 model whose every parameter, norms and biases too, is far from its initial value."""
+    torch.manual_seed(seed)
+    model = Qwen2_5_VLForConditionalGeneration(config).eval().float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn_like(parameter)
+            parameter.copy_(1 + 0.2 * noise if "norm" in name or "ln_q" in name else spread * noise)
+    return model
+
+
+def save_random_model(folder: str | Path, config: Qwen2_5_VLConfig | None = None, seed: int = 0) -> Path:
+    """Saves a random model as transformers saves it; returns the folder."""
+    random_model(config or small_config(), seed).save_pretrained(folder)
+    return Path(folder)
