@@ -54,11 +54,12 @@ def get_config() -> ConfigDict:
     warmup.classify_batch = 64
     warmup.ground_steps = 300  # stage 2: point at the marker
     warmup.ground_batch = 64
+    warmup.reading_batch = 8  # prompts, in stages 2 and 3, whose crops of the lesion are read
     warmup.mixed_steps = 300  # stage 3: format, reading and pointing together; the learning rate falls to 0
-    warmup.lesion_batch = 24  # prompts that ask for the lesion …
-    warmup.rows = 4  # … each with this many trajectories: half with random boxes, half reading
-    warmup.marker_batch = 32
+    warmup.lesion_batch = 8  # prompts that ask for the lesion …
+    warmup.rows = 4  # … each with this many trajectories (prompts to read have as many)
+    warmup.marker_batch = 16
     warmup.direct_batch = 8  # prompts answered at once, without a zoom
     warmup.answer_weight = 8.0  # of the tokens that name the class, against 1 for others
-    warmup.box_weight = 2.0  # of coordinate tokens when pointing at the marker
+    warmup.box_weight = 10.0  # of coordinate tokens when pointing at the marker
     return config

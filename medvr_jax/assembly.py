@@ -1,4 +1,4 @@
-"""From a checked configuration to the parts of a run. The only reader of the configuration below `main.py` and the loops.
+"""From a checked configuration to the parts of a run: below the loops, the only reader of the configuration.
 
 Everything behind this file takes plain values.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,9 @@ class Parts:
         return RolloutEngine(self.graphdef, self.backbone, self.encoder, self.tools, settings, put)
 
 
-def assemble(config: Any) -> Parts:
-    """Reads the model folder and the data; UserError for whatever is wrong with them."""
-    mesh = sharding.make_mesh(sharding.MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor))
+def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
+    """Reads the model folder and the data; UserError for what is wrong with them. All devices are used by default."""
+    mesh = sharding.make_mesh(sharding.MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
     check_batches(_flat(config), sharding.data_shards(mesh))
     folder = Path(config.model.path)
     tools = tools_by_name(config.rollout.tools)

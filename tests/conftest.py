@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test process, so that meshes can be real; arrays live on the first unless a test says so."""
+"""Eight CPU devices for every test process, so that meshes are real; arrays live on the first unless a test says so."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Qwen2.5-VL as one module over groups: B prompts, each stored once, with M trajectories each.
 
-Prefill, extend (decode is an extend by one token) and score are the same decoder layers over the same two-part attention.
-Prompts and responses are padded on the right; a response starts at slot 0.
+Prefill, extend (decode is an extend by one token) and score are the same decoder layers over the same two-part
+attention. Prompts and responses are padded on the right; a response starts at slot 0.
 """
 
 from __future__ import annotations

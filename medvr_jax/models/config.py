@@ -110,7 +110,9 @@ class BackboneConfig:
         try:
             fields = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error.strerror}); a Hugging Face model folder is needed") from error
+            raise UserError(
+                f"{file}: cannot be read ({error.strerror}); a Hugging Face model folder is needed"
+            ) from error
         except ValueError as error:
             raise UserError(f"{file}: not valid JSON ({error})") from error
         if not isinstance(fields, dict):

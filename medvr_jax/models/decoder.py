@@ -5,6 +5,8 @@ Parameters of the L layers are stacked on a leading axis. The functions take one
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 from flax import nnx
 
@@ -47,9 +49,7 @@ def queries(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) ->
     return _rotate_heads(y.reshape(*x.shape[:-1], config.num_heads, config.head_width), rotary)
 
 
-def keys_and_values(
-    x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig
-) -> tuple[jax.Array, jax.Array]:
+def keys_and_values(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) -> tuple[jax.Array, jax.Array]:
     """Rotated keys [..., K, H, X] and values [..., K, X, H] of normalised x [..., X, D]: the caches' layouts."""
     shape = (*x.shape[:-1], config.num_kv_heads, config.head_width)
     keys = _rotate_heads(linear(x, layer["key_kernel"], layer["key_bias"]).reshape(shape), rotary)
@@ -89,7 +89,7 @@ def response_layer(
     prompt: tuple[jax.Array, jax.Array, jax.Array],
     slots: jax.Array,
     config: TextConfig,
-    write,
+    write: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x [B, M, E, D] at slots [B, M, E] → its next value and the response's keys and values after `write`.
 

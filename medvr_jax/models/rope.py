@@ -56,9 +56,7 @@ def multimodal_positions(
     return positions, position
 
 
-def text_rotary(
-    positions: jax.Array, *, section: tuple[int, int, int], theta: float
-) -> tuple[jax.Array, jax.Array]:
+def text_rotary(positions: jax.Array, *, section: tuple[int, int, int], theta: float) -> tuple[jax.Array, jax.Array]:
     """cos, sin [..., H/2] float32 of M-RoPE positions [..., 3]; `section` shares the H/2 frequencies among the axes."""
     half = sum(section)
     frequencies = _frequencies(2 * half, theta)
@@ -79,7 +77,7 @@ def vision_rotary(positions: jax.Array, *, head_width: int, theta: float) -> tup
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns the pairs (x[i], x[i + H/2]) of x [..., H]; cos and sin [..., H/2] broadcast against it. Keeps x's dtype."""
+    """Turns the pairs (x[i], x[i + H/2]) of x [..., H]; cos, sin [..., H/2] broadcast. Keeps x's dtype."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)

@@ -1,7 +1,7 @@
 """The vision tower: patches of many images, one padded row each, to image tokens.
 
-Full attention works inside a row, window attention inside blocks gathered from a row (see vision_geometry.py). The patches
-stay in the image processor's order, so features come out in the order of the prompt's image tokens.
+Full attention works inside a row, window attention inside blocks gathered from a row (see vision_geometry.py). The
+patches stay in the image processor's order, so features come out in the order of the prompt's image tokens.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SCAN_FROM = 8  # towers with more blocks of a kind in a row are scanned: one com
 class ImageBatch:
     """I images, each a row of S patches in the processor's order, padded at the end; a row may be wholly empty.
 
-    patches [I, S, patch_dim] float32; positions [I, S, 2] int32 (row, column); valid [I, S] bool; window_slots [I, W, C] int32:
-    the patch in each slot of a window block (S = empty); slot_of_patch [I, S] int32: its inverse, a position in the
-    flattened [W*C] (W*C = none). See `vision_geometry.padded_geometry`.
+    patches [I, S, patch_dim] float32; positions [I, S, 2] int32 (row, column); valid [I, S] bool; window_slots
+    [I, W, C] int32: the patch in each slot of a window block (S = empty); slot_of_patch [I, S] int32: its inverse, a
+    position in the flattened [W*C] (W*C = none). See `vision_geometry.padded_geometry`.
     """
 
     patches: jax.Array
@@ -121,11 +121,11 @@ def _whole_rows(images: ImageBatch, config: VisionConfig) -> _View:
 
 
 def _windows(images: ImageBatch, config: VisionConfig) -> _View:
-    I, S = images.valid.shape
+    rows, S = images.valid.shape
     W, C = images.window_slots.shape[1:]
-    source = images.window_slots.reshape(I, W * C)
+    source = images.window_slots.reshape(rows, W * C)
     taken = jax.vmap(lambda positions, source: positions.at[source].get(mode="fill", fill_value=-1))
-    positions = taken(images.positions, source).reshape(I * W, C, 2)
+    positions = taken(images.positions, source).reshape(rows * W, C, 2)
     cos, sin = vision_rotary(positions, head_width=config.head_width, theta=config.rope_theta)
     cells = positions // (config.window_side * config.spatial_merge_size)  # -1 where the slot is empty
     window = cells[..., 0] * S + cells[..., 1]  # a row holds fewer than S columns of windows
@@ -135,7 +135,7 @@ def _windows(images: ImageBatch, config: VisionConfig) -> _View:
 
 def vision_block(x: jax.Array, block: Weights, view: _View, config: VisionConfig) -> jax.Array:
     """One block: x [I, S, D] → [I, S, D]."""
-    I, S, D = x.shape
+    rows, S, D = x.shape
     A, C = view.cos.shape[:2]
     y = rms_norm(x, block["attention_norm"], NORM_EPSILON)
     y = linear(y, block["qkv_kernel"].reshape(D, 3 * D), block["qkv_bias"].reshape(3 * D))
@@ -145,8 +145,8 @@ def vision_block(x: jax.Array, block: Weights, view: _View, config: VisionConfig
     q, k = (rotate(y[:, :, part], view.cos, view.sin) for part in (0, 1))
     y = _attend(q, k, y[:, :, 2], view.visible)
     if view.source is not None:
-        y = jax.vmap(_permute)(y.reshape(I, -1, D), view.inverse, view.source)
-    x = x + linear(y.reshape(I, S, D), block["output_kernel"], block["output_bias"])
+        y = jax.vmap(_permute)(y.reshape(rows, -1, D), view.inverse, view.source)
+    x = x + linear(y.reshape(rows, S, D), block["output_kernel"], block["output_bias"])
     y = rms_norm(x, block["mlp_norm"], NORM_EPSILON)
     gate = jax.nn.silu(linear(y, block["gate_kernel"], block["gate_bias"]))
     y = gate * linear(y, block["up_kernel"], block["up_bias"])

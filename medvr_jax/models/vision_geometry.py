@@ -20,8 +20,8 @@ from medvr_jax.models.config import VisionConfig
 class ImageGeometry:
     """One image of s patches; the arrays are shared by all callers and read-only.
 
-    positions [s, 2] int32 (row, column) of each patch; window_slots [W, C] int32: the patch in each slot of a block, s where
-    the slot is empty; slot_of_patch [s] int32: the inverse, a position in the flattened [W*C].
+    positions [s, 2] int32 (row, column) of each patch; window_slots [W, C] int32: the patch in each slot of a block,
+    s where the slot is empty; slot_of_patch [s] int32: the inverse, a position in the flattened [W*C].
     """
 
     positions: np.ndarray

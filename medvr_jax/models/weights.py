@@ -25,10 +25,10 @@ from medvr_jax.models.backbone import Backbone
 from medvr_jax.models.config import BackboneConfig
 
 SHARD_BYTES = 4 * 2**30
-Path_ = tuple[str, ...]
+ParameterPath = tuple[str, ...]
 
-# (Hugging Face name, our path, how a tensor is turned). {} is the layer. A turned tensor T: "kernel" [out, in] → [in, out];
-# "qkv" [3*D, …] → the same split in three; "patch" [D, channels, time, row, column] → [patch_dim, D]; "same" as it is.
+# (Hugging Face name, our path, how a tensor is turned); {} is the layer. "kernel": [out, in] → [in, out]; "qkv": the
+# outputs split in three; "patch": [D, channels, time, row, column] → [patch_dim, D]; "same": as it is.
 NAMES: tuple[tuple[str, str, str], ...] = (
     ("model.embed_tokens.weight", "embedding", "same"),
     ("model.norm.weight", "final_norm", "same"),
@@ -85,9 +85,9 @@ def load_backbone(
     graphdef, shapes = _skeleton(config, dtype, compute_dtype or dtype)
     flat = dict(nnx.to_flat_state(shapes))
     expected = {name: where for name, *where in _tensors(config, flat)}
-    stacks: dict[Path_, np.ndarray] = {}
+    stacks: dict[ParameterPath, np.ndarray] = {}
     found: dict[str, str] = {}
-    for file, key, read in _stored_tensors(folder):
+    for file, key, tensor in _stored_tensors(folder):
         name = _canonical(key)
         if name == "lm_head.weight" and name not in expected:
             continue  # some exporters write a tied head as well
@@ -97,7 +97,6 @@ def load_backbone(
             raise UserError(f"{file}: tensor {key} is also in {found[name]}")
         found[name] = str(file)
         path, layer, turn, shape = expected[name]
-        tensor = read()
         if tensor.shape != shape:
             raise UserError(f"{file}: tensor {key} has shape {list(tensor.shape)}, config.json needs {list(shape)}")
         if path not in stacks:
@@ -172,19 +171,15 @@ def _replace(temporary: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _skeleton(
-    config: BackboneConfig, dtype: jnp.dtype, compute_dtype: jnp.dtype
-) -> tuple[nnx.GraphDef, nnx.State]:
+def _skeleton(config: BackboneConfig, dtype: jnp.dtype, compute_dtype: jnp.dtype) -> tuple[nnx.GraphDef, nnx.State]:
     """The module's structure with shapes instead of arrays."""
-    abstract = nnx.eval_shape(
-        lambda: Backbone(config, key=jax.random.key(0), dtype=dtype, compute_dtype=compute_dtype)
-    )
+    abstract = nnx.eval_shape(lambda: Backbone(config, key=jax.random.key(0), dtype=dtype, compute_dtype=compute_dtype))
     return nnx.split(abstract)
 
 
 def _tensors(
-    config: BackboneConfig, flat: dict[Path_, nnx.Variable]
-) -> Iterator[tuple[str, Path_, int | None, str, tuple[int, ...]]]:
+    config: BackboneConfig, flat: dict[ParameterPath, nnx.Variable]
+) -> Iterator[tuple[str, ParameterPath, int | None, str, tuple[int, ...]]]:
     """(name, path, layer, turn, shape in the file) of every tensor that the model has."""
     for pattern, dotted, turn in NAMES:
         path = tuple(dotted.split("."))
@@ -223,8 +218,8 @@ def _canonical(key: str) -> str:
     return key
 
 
-def _stored_tensors(folder: Path) -> Iterator[tuple[Path, str, object]]:
-    """(file, key, function that reads it) for every tensor of the folder, file by file."""
+def _stored_tensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:
+    """(file, key, tensor) of every tensor of the folder, file by file."""
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder}: no *.safetensors file found")
@@ -232,6 +227,6 @@ def _stored_tensors(folder: Path) -> Iterator[tuple[Path, str, object]]:
         try:
             with safe_open(file, framework="np") as handle:
                 for key in handle.keys():  # noqa: SIM118 (not a mapping)
-                    yield file, key, lambda handle=handle, key=key: handle.get_tensor(key)
+                    yield file, key, handle.get_tensor(key)
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"{file}: not a complete safetensors file ({error})") from error

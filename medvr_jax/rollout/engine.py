@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -215,8 +216,16 @@ def _serve(
     backbone = nnx.merge(graphdef, params)
     features = image_features(backbone, serving.crops)
     features = features.reshape(*serving.counts.shape, -1, features.shape[-1])
-    new = ResponseInputs(serving.tokens, serving.positions, serving.feature_index, features)
-    _, cache = backbone.extend(cache, state.cache, new, state.length, serving.counts)
+    # The last sampled token of a row that ended in the loop's last step has not been fed yet: it goes first.
+    token, positions = loop.last_token(state)
+    new = ResponseInputs(
+        tokens=jnp.concatenate([token, serving.tokens], axis=2),
+        positions=jnp.concatenate([positions, serving.positions], axis=2),
+        feature_index=jnp.concatenate([jnp.full_like(token, -1), serving.feature_index], axis=2),
+        features=features,
+    )
+    counts = jnp.where(serving.counts > 0, serving.counts + 1, 0)
+    _, cache = backbone.extend(cache, state.cache, new, state.length - 1, counts)
     return loop.append_observation(state.replace(cache=cache), serving, feature_offset), features
 
 

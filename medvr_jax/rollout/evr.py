@@ -1,7 +1,7 @@
 """EVR, entropy-guided visual regrounding (MedVR, arXiv 2604.08203): when to fork, and into which slot.
 
 Pure functions of arrays; the sampling loop (`loop.py`) holds the state they work on. In symbols:
-`Delta H = H_tool - H_base`, and a trajectory with `Delta H` above the threshold forks with `P = P_base + gamma * Delta H`.
+`Delta H = H_tool - H_base`; a trajectory with `Delta H` above the threshold forks with `P = P_base + gamma * Delta H`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sampling loop: one jitted `while_loop` from token to token, with entropy tracking, fork decisions and forks inside.
+"""The sampling loop: one jitted `while_loop`, token by token, with entropy tracking, fork decisions and forks inside.
 
 It ends when no slot can go on without the host: every trajectory waits for a tool, or has ended, or is out of room.
 """
@@ -17,7 +17,6 @@ from medvr_jax.models.backbone import Backbone, PromptCache, ResponseInputs, Sam
 from medvr_jax.rollout import evr, sampling
 from medvr_jax.rollout.state import (
     ACTIVE,
-    BASE,
     DECISION_FIELDS,
     DONE,
     EMPTY,
@@ -53,7 +52,7 @@ class VocabularyTables:
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-    """Static under jit: `temperature` (0 = greedy), `base_slots` started at once, and EVR's settings (None = no forks)."""
+    """Static under jit: `temperature` (0 = greedy), `base_slots` started at once, EVR's settings (None = no forks)."""
 
     temperature: float
     base_slots: int
@@ -71,7 +70,7 @@ class Draw(NamedTuple):
 
 class Asks(NamedTuple):
     """Fork decisions of one step, `[B, M]` each: `decided` rows have closed a box or are asked again; `asked` are those
-    with Delta H above the threshold; `position` is the first coordinate slot, `passes` the pass (0 = as the box closed)."""
+    with Delta H above the threshold; `position` is the first coordinate slot, `passes` the pass (0 = at closing)."""
 
     decided: jax.Array
     asked: jax.Array
@@ -129,10 +128,9 @@ def feed_and_sample(
     banned: jax.Array,
     temperature: float,
 ) -> tuple[Draw, RolloutState]:
-    """Feeds the last known token of every row and draws the next. Feeding a token again rewrites the same cache slot."""
+    """Feeds the last known token of every row and draws the next. Feeding a token again rewrites its cache slot."""
     last = state.length - 1
-    token = jnp.take_along_axis(state.tokens, last[..., None], axis=2)
-    positions = jnp.take_along_axis(state.positions, last[..., None, None], axis=2)
+    token, positions = last_token(state)
     groups, slots = last.shape
     new = ResponseInputs(
         tokens=token,
@@ -144,6 +142,13 @@ def feed_and_sample(
     uniform = sampling.slot_uniforms(keys, state.length)
     drawn = sampling.sample(backbone.logits(hidden[:, :, 0], weights), banned, temperature, uniform)
     return Draw(*drawn, active=state.status == ACTIVE), state.replace(cache=cache)
+
+
+def last_token(state: RolloutState) -> tuple[jax.Array, jax.Array]:
+    """The last known token of every row `[B, M, 1]` and its rope position `[B, M, 1, 3]`."""
+    last = (state.length - 1)[..., None]
+    token = jnp.take_along_axis(state.tokens, last, axis=2)
+    return token, jnp.take_along_axis(state.positions, last[..., None], axis=2)
 
 
 def append(state: RolloutState, draw: Draw, end_of_turn: jax.Array) -> RolloutState:
@@ -247,7 +252,7 @@ def track_coordinates(
 
 
 def spend_fork_budget(state: RolloutState, asks: Asks, keys: jax.Array, settings: LoopSettings) -> RolloutState:
-    """Grants forks to those who ask now, and settles the budget of groups whose base trajectories ended their first turn.
+    """Grants forks to those who ask now; settles the budget of groups whose base trajectories ended their first turn.
 
     With `repeated`, each step after that turn is one more pass over the eligible base trajectories, until no slot is
     free; slots that nobody eligible can claim become fresh trajectories.
@@ -336,7 +341,9 @@ def _record(forks: ForkState, rows: jax.Array, decided: jax.Array) -> ForkState:
     rank = jnp.cumsum(decided, axis=1) - 1
     records = forks.decisions.shape[1]
     place = jnp.where(decided, forks.decision_count[:, None] + rank, records)
-    decisions = jax.vmap(lambda record, index, row: record.at[index].set(row, mode="drop"))(forks.decisions, place, rows)
+    decisions = jax.vmap(lambda record, index, row: record.at[index].set(row, mode="drop"))(
+        forks.decisions, place, rows
+    )
     return dataclasses.replace(
         forks, decisions=decisions, decision_count=forks.decision_count + jnp.sum(decided, axis=1)
     )

@@ -31,7 +31,7 @@ def entropy(log_probabilities: jax.Array) -> jax.Array:
 
 
 def draw(log_probabilities: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Draws ids `[...]` from `[..., V]` with one uniform number `[...]` in [0, 1) each, by the inverse cumulative sum."""
+    """Draws ids `[...]` from `[..., V]` with one uniform `[...]` in [0, 1) each, by the inverse cumulative sum."""
     cumulative = jnp.cumsum(jnp.exp(log_probabilities), axis=-1)
     level = cumulative[..., -1:] * jnp.minimum(uniform[..., None], _TOP_OF_CDF)
     return jnp.sum(cumulative <= level, axis=-1, dtype=jnp.int32)
@@ -72,7 +72,9 @@ def slot_keys(key: jax.Array, prompt_ids: jax.Array, slots: int) -> jax.Array:
         slots: M.
     """
     per_prompt = jax.vmap(jax.random.fold_in, (None, 0))(key, prompt_ids)
-    return jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (None, 0))(k, jnp.arange(slots, dtype=jnp.uint32)))(per_prompt)
+    return jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (None, 0))(k, jnp.arange(slots, dtype=jnp.uint32)))(
+        per_prompt
+    )
 
 
 def slot_uniforms(keys: jax.Array, *counters: jax.Array) -> jax.Array:

@@ -176,11 +176,7 @@ class TurnServer:
         """The observation of a tool's result from position `start`; the same one of a group is prepared once."""
         key = (group, result.zoom.original if result.zoom else result.error)
         if key not in self._observations:
-            self._observations[key] = encode_observation(
-                self._encoder, 0, crop=result.image, error=result.error or ""
-            )
+            self._observations[key] = encode_observation(self._encoder, 0, crop=result.image, error=result.error or "")
         # Positions only ever grow by what came before, text and image alike.
         first = self._observations[key]
-        return dataclasses.replace(
-            first, positions=first.positions + start, next_position=first.next_position + start
-        )
+        return dataclasses.replace(first, positions=first.positions + start, next_position=first.next_position + start)

@@ -18,7 +18,8 @@ from medvr_jax.training.trainer import make_train_state
 
 # What a folder holds beside configuration and weights: tokenizer, image processor, chat template.
 COMPANIONS = (
-    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json",
     "preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json", "generation_config.json",
     "chat_template.jinja", "chat_template.json",
 )  # fmt: skip

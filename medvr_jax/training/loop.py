@@ -49,7 +49,7 @@ def train(config: Any, workdir: str | Path) -> None:
     checkpoints.close()
     if config.export_at_end:
         print(f"exported to {export_policy(trainer.parts, trainer.state.params, workdir / 'export')}")
-    print(f"report in {write_report(workdir)}")
+    print(f"report in {write_report(workdir, config.report.groups)}")
 
 
 def resume(trainer: Trainer, checkpoints: Checkpoints) -> int:

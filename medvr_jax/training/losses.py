@@ -143,7 +143,10 @@ def chunked_log_probabilities(
 
     def one_chunk(pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         part, wanted = pair
-        return log_probabilities_and_entropy(head(part), wanted, banned, temperature)
+        # Flat rows: on CPU the four-dimensional product takes twice as long. B stays the major axis of the rows.
+        flat = head(part.reshape(-1, part.shape[-1]))
+        found = log_probabilities_and_entropy(flat, wanted.reshape(-1), banned, temperature)
+        return found[0].reshape(wanted.shape), found[1].reshape(wanted.shape)
 
     length = targets.shape[-1]
     if length <= chunk:

@@ -15,9 +15,7 @@ def rollout_records(rollout: Rollout, rewards: Rewards, step: int) -> list[dict[
     """The trajectories of a rollout, group after group. Token arrays start behind the prompt's last token."""
     rewards = Rewards(*(np.asarray(x) for x in jax.device_get(rewards)))
     return [
-        _record(rollout, rewards, step, b, m)
-        for b, group in enumerate(rollout.trajectories)
-        for m in range(len(group))
+        _record(rollout, rewards, step, b, m) for b, group in enumerate(rollout.trajectories) for m in range(len(group))
     ]
 
 

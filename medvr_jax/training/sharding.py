@@ -7,7 +7,7 @@ Parameters carry the names of their logical axes; batches are split by group. Tw
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,9 +36,9 @@ class MeshShape:
     tensor: int = 1
 
 
-def make_mesh(shape: MeshShape) -> Mesh:
-    """A mesh of all devices with axes data, fsdp and tensor; UserError when the sizes do not fit the device count."""
-    devices = jax.devices()
+def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the devices (all by default) with axes data, fsdp and tensor; UserError when they do not divide so."""
+    devices = devices or jax.devices()
     sizes = [shape.data, shape.fsdp, shape.tensor]
     fixed = int(np.prod([size for size in sizes if size != -1]))
     if sizes.count(-1) == 1 and fixed > 0 and len(devices) % fixed == 0:

@@ -88,7 +88,7 @@ def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
 
 
 def _matrix_kind(variable: nnx.Variable) -> str:
-    """"weight" for a matrix (stacked over layers or not), "vector" for norms and biases."""
+    """ "weight" for a matrix (stacked over layers or not), "vector" for norms and biases."""
     axes = [axis for axis in variable.get_metadata()["axes"] if axis != "layers"]
     return "weight" if len(axes) > 1 else "vector"
 
@@ -120,6 +120,6 @@ def initial_train_state(
 
 
 def sampling_layout(params: nnx.State, mesh: Mesh, dtype: str) -> Callable[[nnx.State], nnx.State]:
-    """A jitted function from master weights to the weights that rollouts use: cast to `dtype`, laid out for sampling."""
+    """A jitted function from master weights to those that rollouts use: cast to `dtype`, laid out for sampling."""
     shardings = sharding.parameter_shardings(params, mesh, sharding.SAMPLING)
     return jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree), out_shardings=shardings)

@@ -90,10 +90,12 @@ class Trainer:
         return Step(rollout, rewards, metrics, seconds)
 
     def train_batch(self, rollout: Rollout, rewards: Rewards) -> TrainBatch:
-        """The rollout as the update takes it. A frozen tower's features are the rollout's own; else it encodes again."""
+        """The rollout as the update takes it. A frozen tower's features are used again; else it encodes anew."""
         config, mesh = self.config, self.parts.mesh
         frozen = config.model.freeze_vision_tower
-        counted = np.asarray(rewards.has_spread) if config.grpo.skip_zero_spread else np.ones(len(rollout.prompts), bool)
+        counted = (
+            np.asarray(rewards.has_spread) if config.grpo.skip_zero_spread else np.ones(len(rollout.prompts), bool)
+        )
         arrays = {
             "sampled": rollout.host.sampled,
             "log_probabilities": rollout.host.log_probabilities,

@@ -114,7 +114,7 @@ def micro_batch_count(groups: int, micro_batch_groups: int) -> int:
 
 
 def _micro_batches(tree: Any, count: int) -> Any:
-    """`[B, ...]` -> `[count, B / count, ...]`; each takes every count-th group, so that devices keep their own groups."""
+    """`[B, ...]` -> `[count, B / count, ...]`; each takes every count-th group: devices keep their own groups."""
     return jax.tree.map(lambda x: jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1), tree)
 
 
@@ -197,9 +197,7 @@ def make_update(
     def update(
         state: TrainState, reference: nnx.State | None, batch: TrainBatch, banned: jax.Array
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        metrics, grads = loss_and_gradient(
-            graphdef, state.trainable, state.frozen, reference, batch, banned, settings
-        )
+        metrics, grads = loss_and_gradient(graphdef, state.trainable, state.frozen, reference, batch, banned, settings)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics["grad_norm"] = optax.global_norm(grads)

@@ -100,29 +100,25 @@ class _Trainer:
         return self._fit("classify", loss, trained, batch, settings.classify_steps, falling=False)["model"]
 
     def ground(self, params: nnx.State) -> nnx.State:
-        """Stage 2: pointing at the marker, turn 1 only."""
+        """Stage 2: pointing at the marker, and saying what a crop shows, or the tower forgets the classes."""
         settings = self.settings
-        self.markers = self._pool("markers", self.zoomer, self.task.marker_example)
-
         def batch():
-            return {"marker": self._markers(settings.ground_batch)}
+            return {"marker": self._markers(settings.ground_batch), "reading": self._readings(settings.reading_batch)}
 
         return self._fit("ground", self._loss, params, batch, settings.ground_steps, falling=False)
 
     def mix(self, params: nnx.State) -> nnx.State:
         """Stage 3: everything the policy shall bring, in the rollout's own layout."""
         settings = self.settings
-        self.lesions = self._pool("lesions", self.zoomer, self.task.example)
         direct = [self.director.prompt(prompt.example) for prompt in self.lesions[: settings.pool // 4]]
 
         def batch():
             prompts = self._draw(self.lesions, settings.lesion_batch)
-            rows = [
-                [self.zoomer.zoom(p, self.rng, on_lesion=m % 2 == 1) for m in range(settings.rows)] for p in prompts
-            ]
+            rows = [[self.zoomer.zoom(p, self.rng, on_lesion=False) for _ in range(settings.rows)] for p in prompts]
             plain = self._draw(direct, settings.direct_batch)
             return {
                 "lesion": self._batch(prompts, rows, ZOOM_SLOTS),
+                "reading": self._readings(settings.reading_batch),
                 "marker": self._markers(settings.marker_batch),
                 "direct": self._batch(plain, [[self.director.direct(p, self.rng)] for p in plain], CALL_SLOTS),
             }
@@ -142,6 +138,14 @@ class _Trainer:
         crop = Image.fromarray(scene.pixels).crop(zoom.original).convert("RGB")
         return prepare_image(encoder.processor, crop, max_patches=PATCHES), scene.label
 
+    @functools.cached_property
+    def markers(self) -> list[Prompt]:
+        return self._pool("markers", self.zoomer, self.task.marker_example)
+
+    @functools.cached_property
+    def lesions(self) -> list[Prompt]:
+        return self._pool("lesions", self.zoomer, self.task.example)
+
     def _pool(self, name: str, maker: RowMaker, example: Callable) -> list[Prompt]:
         start = time.perf_counter()
         pool = [maker.prompt(example("warmup", index)) for index in range(self.settings.pool)]
@@ -154,6 +158,11 @@ class _Trainer:
     def _markers(self, count: int) -> RowBatch:
         prompts = self._draw(self.markers, count)
         return self._batch(prompts, [[self.zoomer.point(p, self.rng)] for p in prompts], CALL_SLOTS)
+
+    def _readings(self, count: int) -> RowBatch:
+        prompts = self._draw(self.lesions, count)
+        rows = [[self.zoomer.zoom(p, self.rng, on_lesion=True) for _ in range(self.settings.rows)] for p in prompts]
+        return self._batch(prompts, rows, ZOOM_SLOTS)
 
     def _batch(self, prompts: list[Prompt], rows: list, slots: int) -> RowBatch:
         return batch_rows(prompts, rows, P=PROMPT_SLOTS, T=slots, S=PATCHES, vision=self.config.vision)
@@ -170,7 +179,7 @@ class _Trainer:
             chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
             losses = jnp.where(weights > 0, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)
             total += (losses * weights).sum() / weights.sum()
-            heavy = (weights > 1) if kind != "direct" else (weights > 0)
+            heavy = weights > (1 if kind in ("marker", "reading") else 0)
             right = (logits.argmax(-1) == targets) & heavy
             figures[f"{kind}/right"] = right.sum() / heavy.sum()
             if kind == "marker":

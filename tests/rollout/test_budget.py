@@ -132,7 +132,9 @@ def test_without_eligible_trajectories_the_rest_is_fresh() -> None:
 def test_one_pass_leaves_the_rest_fresh() -> None:
     one_pass = dataclasses.replace(CERTAIN, repeated=False)
     state = spend(eligible(state_with(ACTIVE), [1]), asks_for([1]), one_pass)
-    state = spend(state.replace(status=jnp.where(state.status == ACTIVE, TURN_ENDED, state.status)), no_asks(), one_pass)
+    state = spend(
+        state.replace(status=jnp.where(state.status == ACTIVE, TURN_ENDED, state.status)), no_asks(), one_pass
+    )
     np.testing.assert_array_equal(state.origin[0, 4:], [FORK, FRESH, FRESH, FRESH])
 
 

@@ -1,4 +1,4 @@
-"""The group forward's loss and gradient equal those of M full sequences through transformers' own model and autograd."""
+"""The group forward's loss and gradient equal those of M full sequences through transformers' model and autograd."""
 
 from __future__ import annotations
 
@@ -95,8 +95,9 @@ def make_batch(
             sampled[b, m, 1:length] = rng.random(length - 1) < 0.7
     image = [PreparedImage(p, GRID, (84, 56), (84, 56)) for p in patches]
     images = jax.tree.map(lambda leaf: leaf[:, None], pack_images(image, 32, config.vision))
+    kinds = (np.int32, np.int32, bool, np.int32)
     prompt = PromptInputs(
-        *(np.stack(rows[name]).astype(kind) for name, kind in zip(rows, (np.int32, np.int32, bool, np.int32), strict=True)),
+        *(np.stack(rows[name]).astype(kind) for name, kind in zip(rows, kinds, strict=True)),
         features=np.zeros((B, 8, config.text.hidden_size), np.float32),
     )  # fmt: skip
     return TrainBatch(

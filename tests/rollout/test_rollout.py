@@ -1,0 +1,223 @@
+"""Whole rollouts of the tiny policy, with crops and forks: against the scorer, transformers, and NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from medvr_jax import assembly
+from medvr_jax.inputs.chat import encode_prompts
+from medvr_jax.rollout.state import DECISION_FIELDS
+from medvr_jax.rollout.trajectories import Rollout
+from medvr_jax.training import sharding
+from medvr_jax.training.rewarding import reward_rollout
+from medvr_jax.training.trainer import Trainer
+from medvr_jax.training.update import make_scorer
+from tests.tiny_run import small_config
+
+# A sure fork where the entropy rises at all, so that every rollout has some.
+CONFIG = {"evr__p_base": 0.9, "evr__threshold": -0.2}
+
+
+def roll(devices: int = 1, prompts: slice = slice(0, 4), step: int = 0, **overrides: object) -> tuple[Any, Rollout]:
+    """A rollout of training prompts with the tiny policy."""
+    count = prompts.stop - prompts.start
+    config = small_config(**(CONFIG | {"data__prompts_per_step": count, "data__evaluation_batch": count} | overrides))
+    parts = assembly.assemble(config, jax.devices()[:devices])
+    shardings = sharding.parameter_shardings(parts.params, parts.mesh, sharding.SAMPLING)
+    params = jax.device_put(parts.params, shardings)
+    encoded = encode_prompts(parts.source.train(prompts.start, count), parts.encoder)
+    engine = parts.engine(assembly.training_rollout(config, parts.backbone))
+    return parts, engine.run(params, encoded, assembly.run_seed_key(config, step))
+
+
+@pytest.fixture(scope="module")
+def rolled() -> tuple[Any, Rollout]:
+    parts, rollout = roll()
+    flat = [t for group in rollout.trajectories for t in group]
+    # What the tests below stand on; without crops and forks they would prove nothing.
+    assert sum(bool(t.zooms) for t in flat) >= 8
+    assert sum(t.origin == "fork" for t in flat) >= 4
+    return parts, rollout
+
+
+@pytest.fixture(scope="module")
+def torch_logits(rolled: tuple[Any, Rollout]) -> dict[tuple[int, int], np.ndarray]:
+    """transformers' logits on the flat sequence of each trajectory: row t predicts response token t + 1."""
+    parts, rollout = rolled
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(parts.config.model.path).eval().float()
+    found = {}
+    for b, prompt in enumerate(rollout.prompts):
+        for m in range(len(rollout.trajectories[b])):
+            length = int(rollout.host.length[b, m])
+            ids = np.concatenate([prompt.token_ids, rollout.host.tokens[b, m, 1:length]])
+            images = [(image.patches, image.grid) for image in prompt.images]
+            for crops in rollout.crops:
+                used = crops.valid[b, m]
+                if used.any():
+                    rows, columns = crops.positions[b, m][used].max(0) + 1
+                    images.append((crops.patches[b, m][used], (1, int(rows), int(columns))))
+            ids = torch.tensor(ids, dtype=torch.long)[None]
+            with torch.no_grad():
+                logits = model(
+                    input_ids=ids,
+                    pixel_values=torch.tensor(np.concatenate([patches for patches, _ in images])),
+                    image_grid_thw=torch.tensor([grid for _, grid in images]),
+                    mm_token_type_ids=(ids == parts.backbone.image_token_id).int(),
+                ).logits[0]
+            found[b, m] = logits[len(prompt.token_ids) - 1 :].numpy().astype(np.float64)
+    return found
+
+
+def float64_log_probabilities(parts: Any, logits: np.ndarray, temperature: float) -> np.ndarray:
+    engine = parts.engine(assembly.training_rollout(parts.config, parts.backbone))
+    scaled = np.where(np.asarray(engine.tables.banned), -np.inf, logits / temperature)
+    scaled = scaled - scaled.max(-1, keepdims=True)
+    return scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
+
+
+def test_sampler_equals_scorer(rolled: tuple[Any, Rollout]) -> None:
+    parts, rollout = rolled
+    trainer = Trainer(parts)
+    rewards = reward_rollout(rollout, 1, assembly.reward_settings(parts.config))
+    batch = trainer.train_batch(rollout, rewards)
+    scored = make_scorer(parts.graphdef, assembly.update_settings(parts.config, parts.mesh))(
+        trainer.state.params, batch, trainer._banned
+    )
+    mask = rollout.host.sampled
+    assert mask.sum() > 1000
+    difference = np.abs(np.asarray(scored) - rollout.host.log_probabilities)[mask]
+    assert difference.max() <= 1e-4
+
+
+def test_sampler_equals_transformers(
+    rolled: tuple[Any, Rollout], torch_logits: dict[tuple[int, int], np.ndarray]
+) -> None:
+    parts, rollout = rolled
+    for (b, m), logits in torch_logits.items():
+        log_p = float64_log_probabilities(parts, logits, parts.config.rollout.temperature)
+        where = np.flatnonzero(rollout.host.sampled[b, m])
+        tokens = rollout.host.tokens[b, m, where]
+        assert np.abs(log_p[where - 1, tokens] - rollout.host.log_probabilities[b, m, where]).max() <= 1e-4
+        with np.errstate(invalid="ignore"):
+            entropy = -np.where(np.isfinite(log_p), np.exp(log_p) * log_p, 0.0).sum(-1)
+        assert np.abs(entropy[where - 1] - rollout.host.entropy[b, m, where]).max() <= 1e-4
+
+
+def test_fork_decisions_equal_float64(
+    rolled: tuple[Any, Rollout], torch_logits: dict[tuple[int, int], np.ndarray]
+) -> None:
+    """H_base, H_tool, Delta H and P of every decision, from transformers' logits and the tokens alone."""
+    parts, rollout = rolled
+    evr, tokenizer = parts.config.evr, parts.encoder.tokenizer
+    seen = 0
+    for b, decisions in enumerate(rollout.decisions):
+        for decision in decisions:
+            m, first = decision["slot"], decision["position"]
+            log_p = float64_log_probabilities(parts, torch_logits[b, m], parts.config.rollout.temperature)
+            with np.errstate(invalid="ignore"):
+                entropy = -np.where(np.isfinite(log_p), np.exp(log_p) * log_p, 0.0).sum(-1)  # row t: token t + 1
+            texts = [tokenizer.decode([i]) for i in rollout.host.tokens[b, m].tolist()]
+            assert texts[first - 1].endswith("[")
+            last = next(t for t in range(first, len(texts)) if "]" in texts[t])
+            h_base = entropy[: min(evr.base_tokens, last)].mean()  # tokens 1 … up to the closing bracket
+            h_tool = entropy[first - 1 : last - 1][-evr.window :].mean()
+            delta = h_tool - h_base
+            np.testing.assert_allclose(
+                [decision["h_base"], decision["h_tool"], decision["delta_h"]], [h_base, h_tool, delta], atol=1e-4
+            )
+            probability = min(max(evr.p_base + evr.gamma * delta, 0.0), 1.0)
+            assert abs(decision["probability"] - probability) <= 1e-4
+            assert decision["asked"] == (delta > evr.threshold)
+            if decision["granted"]:
+                assert decision["asked"] and decision["u"] < decision["probability"]
+                child = rollout.trajectories[b][decision["child"]]
+                assert (child.origin, child.parent, child.fork_position) == ("fork", m, first)
+            seen += 1
+    assert seen >= 16
+
+
+def test_children_share_their_parents_beginning_and_draw_anew(rolled: tuple[Any, Rollout]) -> None:
+    _, rollout = rolled
+    host, different, forks = rollout.host, 0, 0
+    for b, group in enumerate(rollout.trajectories):
+        assert [t.origin for t in group[:4]] == ["base"] * 4
+        for m, trajectory in enumerate(group):
+            if trajectory.origin != "fork":
+                continue
+            parent, start = trajectory.parent, trajectory.fork_position
+            for name in ("tokens", "sampled", "log_probabilities", "entropy"):
+                array = getattr(host, name)
+                np.testing.assert_array_equal(array[b, m, :start], array[b, parent, :start])
+            # The distribution of the first coordinate is the parent's; what was drawn from it need not be.
+            np.testing.assert_allclose(host.entropy[b, m, start], host.entropy[b, parent, start], atol=1e-5)
+            different += not np.array_equal(
+                host.tokens[b, m, start : start + 14], host.tokens[b, parent, start : start + 14]
+            )
+            forks += 1
+    assert different > forks / 2
+
+
+def test_what_is_sampled_follows_the_distribution() -> None:
+    """The surprise of what was drawn after the fork must average to the recorded entropy."""
+    _, rollout = roll(prompts=slice(100, 116), rollout__trajectories=16)
+    surprise, entropy = [], []
+    for b, group in enumerate(rollout.trajectories):
+        for m, trajectory in enumerate(group):
+            if trajectory.origin == "fork":
+                tail = np.flatnonzero(rollout.host.sampled[b, m])
+                tail = tail[tail >= trajectory.fork_position]
+                surprise.append(-rollout.host.log_probabilities[b, m, tail].sum())
+                entropy.append(rollout.host.entropy[b, m, tail].sum())
+    difference = np.array(surprise) - np.array(entropy)
+    assert len(difference) > 60
+    assert abs(difference.mean()) < 4 * difference.std() / np.sqrt(len(difference))
+
+
+def same_tokens(first: Rollout, second: Rollout, rows: slice = slice(None)) -> None:
+    for name in ("tokens", "sampled", "length"):
+        np.testing.assert_array_equal(getattr(first.host, name)[rows], getattr(second.host, name))
+    np.testing.assert_allclose(first.host.entropy[rows], second.host.entropy, atol=1e-4)
+    assert first.trajectories[rows] == second.trajectories
+
+
+def test_other_prompts_in_the_batch_change_nothing(rolled: tuple[Any, Rollout]) -> None:
+    _, rollout = rolled
+    _, fewer = roll(prompts=slice(2, 4))
+    same_tokens(rollout, fewer, slice(2, 4))
+
+
+def test_the_number_of_devices_changes_nothing() -> None:
+    _, one = roll(devices=1, prompts=slice(0, 8))
+    _, eight = roll(devices=8, prompts=slice(0, 8), mesh__host_devices=8)
+    same_tokens(one, eight)
+    assert one.decisions == [
+        [{name: pytest.approx(value, abs=1e-4) for name, value in d.items()} for d in group]
+        for group in eight.decisions
+    ]
+
+
+def test_every_decision_has_all_fields(rolled: tuple[Any, Rollout]) -> None:
+    _, rollout = rolled
+    assert all(tuple(d) == DECISION_FIELDS for group in rollout.decisions for d in group)
+
+
+def test_random_keys_change_with_the_step(rolled: tuple[Any, Rollout]) -> None:
+    _, rollout = rolled
+    _, later = roll(step=1)
+    assert not np.array_equal(rollout.host.tokens, later.host.tokens)
+
+
+def test_a_trajectory_without_room_for_its_observation_ends_before_it() -> None:
+    """Text and image are appended together or not at all."""
+    parts, rollout = roll(rollout__response_length=64)
+    assert dataclasses.asdict(rollout.host)["length"].max() <= 64
+    called = [t for group in rollout.trajectories for t in group if any(turn.call_box for turn in t.turns)]
+    assert called and all(t.ended == "truncated" and not t.zooms for t in called)
+    assert not (rollout.host.tokens == parts.backbone.image_token_id).any()

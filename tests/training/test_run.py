@@ -1,0 +1,179 @@
+"""Whole runs through the entry point's own functions: resume bit for bit, variants, compilations, what a run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from medvr_jax import assembly
+from medvr_jax.training.checkpoints import Checkpoints
+from medvr_jax.training.loop import train
+from medvr_jax.training.trainer import make_train_state
+from tests.tiny_run import SMALL, small_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RUN = {"steps": 4, "checkpoint_every": 2, "evaluate_every": 2, "report.rollouts_every": 1}
+KEYS = """step eval/accuracy eval/hit_rate eval/mean_iou reward/total reward/accuracy reward/format reward/tool
+rollout/tool_rate rollout/valid_call_rate rollout/forks_asked rollout/forks_granted train/loss train/kl train/entropy
+train/grad_norm train/sampler_drift train/zero_spread_groups compilations""".split()
+
+
+def command(workdir: Path) -> list[str]:
+    overrides = [f"--config.{name}={value}" for name, value in (SMALL | RUN | {"mesh.host_devices": 2}).items()]
+    return [sys.executable, "-m", "medvr_jax.main", "--config=configs/tiny_cpu.py", f"--workdir={workdir}", *overrides]
+
+
+def start(workdir: Path) -> subprocess.Popen:
+    log = (workdir.parent / f"{workdir.name}.log").open("a")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command(workdir), cwd=REPOSITORY, stdout=log, stderr=log, env=environment)
+
+
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    file = workdir / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """One run without interruption, and one killed after its first checkpoint, in the middle of what follows."""
+    folder = tmp_path_factory.mktemp("runs")
+    whole, killed = folder / "whole", folder / "killed"
+    assert start(whole).wait(timeout=900) == 0, (folder / "whole.log").read_text()
+    process = start(killed)
+    deadline = time.monotonic() + 900
+    while len(rows(killed)) < 3:  # the row of step 2: behind the checkpoint of two steps, before that of four
+        assert process.poll() is None and time.monotonic() < deadline, (folder / "killed.log").read_text()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "export").exists()
+    assert start(killed).wait(timeout=900) == 0, (folder / "killed.log").read_text()
+    assert "resumed after step 2" in (folder / "killed.log").read_text()
+    return whole, killed
+
+
+def test_killed_and_resumed_equals_uninterrupted(runs: tuple[Path, Path]) -> None:
+    whole, killed = runs
+
+    def stable(workdir: Path) -> list[dict[str, Any]]:
+        return [
+            {name: value for name, value in row.items() if not name.startswith("time/") and name != "compilations"}
+            for row in rows(workdir)
+        ]
+
+    assert stable(whole) == stable(killed)
+    assert [row["step"] for row in stable(whole)] == [0, 1, 2, 3, 4]
+    for step in range(4):
+        name = f"rollouts/step_{step:06d}.jsonl"
+        assert (whole / name).read_bytes() == (killed / name).read_bytes()
+    assert sum(row.get("rollout/forks_granted", 0) for row in rows(whole)) > 0
+    states = [restored(workdir) for workdir in runs]
+    for first, second in zip(*map(jax.tree.leaves, states), strict=True):
+        assert np.asarray(first).tobytes() == np.asarray(second).tobytes()
+
+
+def restored(workdir: Path) -> Any:
+    parts = assembly.assemble(small_config(mesh__host_devices=2), jax.devices()[:2])
+    checkpoints = Checkpoints(workdir, 2)
+    assert checkpoints.latest() == 4
+    state, _ = checkpoints.restore(4, make_train_state(parts)[0])
+    checkpoints.close()
+    return state
+
+
+def test_a_run_leaves_what_it_promises(runs: tuple[Path, Path]) -> None:
+    whole, _ = runs
+    found = rows(whole)
+    assert not set(KEYS) - set(found[0])
+    assert any(name.startswith("time/") for name in found[0])
+    for name in ("config.json", "export/model.safetensors", "export/tokenizer.json", "report/index.html"):
+        assert (whole / name).is_file(), name
+    assert json.loads((whole / "config.json").read_text())["steps"] == 4
+    trajectory = json.loads((whole / "rollouts/step_000000.jsonl").read_text().splitlines()[0])
+    assert trajectory["turns"] and len(trajectory["token_ids"]) == len(trajectory["entropy"])
+
+
+def test_nothing_is_compiled_after_the_first_step(runs: tuple[Path, Path]) -> None:
+    """Through checkpoints, evaluations and the end of the run."""
+    counts = [row["compilations"] for row in rows(runs[0])]
+    assert counts[0] > 0 and len(set(counts)) == 1
+
+
+def test_the_other_modes_work_on_the_run(runs: tuple[Path, Path]) -> None:
+    whole, _ = runs
+    before = (whole / "export/model.safetensors").read_bytes()
+    for mode in ("evaluate", "export", "report"):
+        # No --config: the run's own.
+        line = [sys.executable, "-m", "medvr_jax.main", f"--workdir={whole}", f"--mode={mode}"]
+        done = subprocess.run(line, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+    assert (whole / "export/model.safetensors").read_bytes() == before
+    results = json.loads((whole / "evaluation/results.json").read_text())
+    assert results["accuracy"] == rows(whole)[-1]["eval/accuracy"]
+    assert results["hit_rate"] == rows(whole)[-1]["eval/hit_rate"]
+    lines = (whole / "evaluation/predictions.jsonl").read_text().splitlines()
+    assert len(lines) == 8 == results["examples"]
+    assert "accuracy" in (whole / "evaluation/table.md").read_text()
+
+
+@pytest.mark.parametrize("variant", ["text", "zoom", "evr", "cca"])
+def test_every_variant_runs(variant: str, tmp_path: Path) -> None:
+    """Two steps each on eight devices; what distinguishes the variants shows in the figures."""
+    config = small_config(
+        variant, steps=2, data__prompts_per_step=8, mesh__host_devices=8, export_at_end=False, rollout__trajectories=4
+    )
+    train(config, tmp_path)
+    row = rows(tmp_path)[1]
+    assert np.isfinite(row["train/loss"]) and row["train/sampler_drift"] < 1e-4
+    zooms = variant != "text"
+    assert (row["rollout/tool_rate"] > 0.5) == zooms
+    assert (row["rollout/forks_granted"] + row["rollout/fresh"] > 0) == (variant == "evr")
+    lines = (tmp_path / "rollouts/step_000001.jsonl").read_text().splitlines()
+    tool = [r for r in map(json.loads, lines) if r["correct"] and r["boxes"]]
+    assert all(r["rewards"]["tool"] == 1.0 for r in tool if variant in ("zoom", "evr"))
+    assert all(r["rewards"]["tool"] in (0.5, 1.0) for r in tool)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__freeze_vision_tower": False},
+        {"grpo__updates_per_batch": 2, "grpo__micro_batch_groups": 2},
+        {"grpo__skip_zero_spread": True, "grpo__aggregation": "sequence", "optimizer__schedule": "cosine"},
+    ],
+)
+def test_options_of_the_update(changes: dict[str, object], tmp_path: Path) -> None:
+    """Each option trains, and does something: the parameters end elsewhere than without it."""
+    finals = []
+    for name, overrides in (("plain", {}), ("changed", changes)):
+        config = small_config(steps=2, export_at_end=False, rollout__trajectories=4, data__test_examples=8, **overrides)
+        parts = assembly.assemble(config, jax.devices()[:1])
+        finals.append(trained_steps(parts, 2))
+        assert np.isfinite(finals[-1]["embedding"]).all(), name
+    moved = [not np.array_equal(finals[0][key], finals[1][key]) for key in ("embedding", "vision")]
+    assert moved[0]
+    assert moved[1] == ("model__freeze_vision_tower" in changes)
+
+
+def trained_steps(parts: assembly.Parts, count: int) -> dict[str, np.ndarray]:
+    from medvr_jax.training.trainer import Trainer
+
+    trainer = Trainer(parts)
+    for step in range(count):
+        trainer.step(step)
+    params = trainer.state.params
+    return {
+        "embedding": np.asarray(params["embedding"][...]),
+        "vision": np.asarray(params["vision"]["patch_kernel"][...]),
+    }
