@@ -47,7 +47,7 @@ def get_config(variant: str = "full") -> ConfigDict:
 
     config.rollout.trajectories = 16
     config.rollout.max_turns = 2
-    config.rollout.response_length = 128
+    config.rollout.response_length = 112
     config.rollout.observation_length = 48
     config.rollout.crop_patches = 64
     config.rollout.crop_min_pixels = config.rollout.crop_max_pixels = 112 * 112
@@ -57,4 +57,5 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.grpo.clip_low, config.grpo.clip_high = 0.2, 0.28
     config.grpo.kl_weight = 0.05
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"  # the last updates are small: the policy settles
     return config

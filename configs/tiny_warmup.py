@@ -44,22 +44,27 @@ def get_config() -> ConfigDict:
 
     warmup.box_side = 42  # every box is a square of this side, in pixels of the overview …
     warmup.box_step = 14  # … on a lattice of this pitch: 36 boxes
+    warmup.temperature = 1.25  # trained hotter than sampled, so that at temperature 1 stray tokens are rare
     warmup.pool = 2048  # different images of each kind
     warmup.learning_rate = 2e-3
     warmup.ramp_steps = 30  # of each stage: the learning rate rises linearly
     warmup.max_grad_norm = 1.0
     warmup.log_every = 20
 
-    warmup.classify_steps = 140  # stage 1: the tower alone tells the classes of crops
-    warmup.classify_batch = 64
-    warmup.ground_steps = 300  # stage 2: point at the marker
+    warmup.tower_steps = 140  # stage 1: the tower alone tells crops' classes and markers' places
+    warmup.probe_batch = 64  # crops, and as many markers
+    warmup.ground_steps = 600  # stage 2: point at the marker; at most so many steps …
+    warmup.ground_until = 0.95  # … for it ends when this share of a log line's boxes is wholly right
     warmup.ground_batch = 64
-    warmup.reading_batch = 8  # prompts, in stages 2 and 3, whose crops of the lesion are read
+    warmup.probe_weight = 0.1  # stage 1 goes on with this weight and a quarter of its batch
     warmup.mixed_steps = 300  # stage 3: format, reading and pointing together; the learning rate falls to 0
-    warmup.lesion_batch = 8  # prompts that ask for the lesion …
-    warmup.rows = 4  # … each with this many trajectories (prompts to read have as many)
-    warmup.marker_batch = 16
+    warmup.lesion_batch = 4  # prompts that ask for the lesion …
+    warmup.decoy_batch = 4  # … or for one where there is a marker only …
+    warmup.rows = 4  # … each with this many trajectories
+    warmup.reading_batch = 2  # prompts whose crops of the lesion are read, with as many rows
+    warmup.marker_batch = 12
     warmup.direct_batch = 8  # prompts answered at once, without a zoom
     warmup.answer_weight = 8.0  # of the tokens that name the class, against 1 for others
-    warmup.box_weight = 10.0  # of coordinate tokens when pointing at the marker
+    warmup.marker_box_weight = 10.0  # of coordinates when pointing at the marker
+    warmup.random_box_weight = 0.1  # of the random coordinates for lesions
     return config

@@ -248,8 +248,7 @@ def _batches_divide(c: Mapping[str, Any]) -> None:
     batch, micro = c["data.prompts_per_step"], c["grpo.micro_batch_groups"]
     if micro and batch % micro:
         raise UserError(
-            f"grpo.micro_batch_groups: found {micro}, allowed are 0 and the divisors of "
-            f"data.prompts_per_step = {batch}"
+            f"grpo.micro_batch_groups: found {micro}, allowed are 0 and the divisors of data.prompts_per_step = {batch}"
         )
     data, inner, devices = c["mesh.data"], c["mesh.fsdp"] * c["mesh.tensor"], c["mesh.host_devices"]
     if data == 0:

@@ -184,10 +184,10 @@ def test_warmup_recipe_is_valid() -> None:
 
 
 def test_tiny_system_prompts_are_those_of_the_warmup() -> None:
-    from medvr_jax.inputs import chat
+    from medvr_jax.training import tiny_folder
 
-    assert tiny_cpu.get_config("text").prompt.system == chat.TINY_DIRECT_SYSTEM
-    assert tiny_cpu.get_config("full").prompt.system == chat.TINY_ZOOM_SYSTEM
+    assert tiny_cpu.get_config("text").prompt.system == tiny_folder.TINY_DIRECT_SYSTEM
+    assert tiny_cpu.get_config("full").prompt.system == tiny_folder.TINY_ZOOM_SYSTEM
 
 
 def test_supervised_recipe_brings_its_own_section(tiny: ConfigDict) -> None:

@@ -7,6 +7,10 @@ from pathlib import Path
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+if not torch.cuda.is_available():
+    # A CUDA build of torch without CUDA's libraries dies in this call, which transformers makes for every mask.
+    torch.cuda.is_current_stream_capturing = lambda: False
+
 # Token ids of the small vocabulary below.
 IMAGE, VIDEO, VISION_START, VISION_END = 500, 501, 502, 503
 

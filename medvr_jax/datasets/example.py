@@ -29,5 +29,5 @@ class Example:
 
     def question_text(self) -> str:
         """The question with its options, one per line: "A. …"."""
-        lines = [self.question, *(f"{letter}. {text}" for letter, text in zip(LETTERS, self.options))]
+        lines = [self.question, *(f"{letter}. {text}" for letter, text in zip(LETTERS, self.options, strict=False))]
         return "\n".join(lines)

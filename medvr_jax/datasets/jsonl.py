@@ -34,7 +34,9 @@ def read_jsonl(path: str | Path, image_folder: str | Path, *, field: str = "data
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                example = _parse_line(line, f"{path}:{number}", Path(image_folder), default_id=f"{Path(path).stem}-{number}")
+                example = _parse_line(
+                    line, f"{path}:{number}", Path(image_folder), default_id=f"{Path(path).stem}-{number}"
+                )
                 if example.id in seen:
                     raise UserError(f"{path}:{number}: id {example.id!r} was already used on line {seen[example.id]}")
                 seen[example.id] = number
@@ -121,7 +123,9 @@ def _answer(answer: str, options: tuple[str, ...], where: str) -> tuple[str, str
         return LETTERS[texts.index(answer.lower())], "choice"
     if len(answer) == 1 and answer.upper() in LETTERS[: len(options)]:
         return answer.upper(), "choice"
-    raise UserError(f"{where}: answer: found {answer!r}; allowed: {LETTERS[0]} to {LETTERS[len(options) - 1]} or an option's text")
+    raise UserError(
+        f"{where}: answer: found {answer!r}; allowed: {LETTERS[0]} to {LETTERS[len(options) - 1]} or an option's text"
+    )
 
 
 def _boxes(boxes: Any, where: str) -> tuple[tuple[float, float, float, float], ...]:

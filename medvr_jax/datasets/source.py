@@ -41,7 +41,9 @@ class SyntheticSource:
 class JsonlSource:
     """The user's files. Training order is a fresh permutation per epoch, a pure function of (seed, epoch)."""
 
-    def __init__(self, train_file: str | Path | None, test_file: str | Path | None, image_folder: str | Path, seed: int) -> None:
+    def __init__(
+        self, train_file: str | Path | None, test_file: str | Path | None, image_folder: str | Path, seed: int
+    ) -> None:
         self._train = read_jsonl(train_file, image_folder, field="data.train_file") if train_file else []
         self._test = read_jsonl(test_file, image_folder, field="data.test_file") if test_file else []
         self._seed = seed

@@ -77,7 +77,7 @@ class SyntheticTask:
         x, y = (int(v) for v in corner)
         window = pixels[y : y + self.lesion_side, x : x + self.lesion_side]
         if marker:
-            window[:] = 235
+            window[:] = rng.integers(160, 240)
         else:
             self._draw_lesion(window, label, phase)
         return Scene(pixels, label, (x, y, x + self.lesion_side, y + self.lesion_side))

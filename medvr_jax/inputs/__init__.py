@@ -1,1 +1,1 @@
-"""From images and chat turns to padded arrays: images, tokenizer, prompts, observations, buckets, boxes and their spaces."""
+"""From images and chat turns to padded arrays: prompts, observations, batches, boxes and their spaces."""

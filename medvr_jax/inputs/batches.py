@@ -56,7 +56,9 @@ def batch_prompts(
         positions[row, :n] = prompt.positions[:-1]
         valid[row, :n] = True
         feature_index[row, :n] = pad_feature_index(
-            prompt.feature_index[:-1], [image.features(vision.spatial_merge_size) for image in prompt.images], patches // vision.merge_unit
+            prompt.feature_index[:-1],
+            [image.features(vision.spatial_merge_size) for image in prompt.images],
+            patches // vision.merge_unit,
         )
     rows = [image for prompt in prompts for image in (*prompt.images, *[None] * (images - len(prompt.images)))]
     packed = pack_images(rows, patches, vision)

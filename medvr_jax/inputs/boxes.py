@@ -54,7 +54,7 @@ def check_zoom_box(
     """The region to cut for a call's `bbox_2d`, or the reason why there is none (a sentence for the model).
 
     box: what the JSON held, in pixels of the resized image. It is clamped to the image, refused when degenerate or too
-    elongated, and short sides are enlarged around the centre, inside the image, to `minimum_side` pixels of the original.
+    elongated, and short sides are enlarged around the centre, inside the image, to `minimum_side` original pixels.
     """
     if not isinstance(box, (list, tuple)) or len(box) != 4:
         return "bbox_2d must be a list of four numbers."

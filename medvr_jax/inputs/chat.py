@@ -9,7 +9,6 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,54 +29,6 @@ from medvr_jax.inputs.tokenizer import (
 )
 from medvr_jax.models.rope import multimodal_positions
 
-ZOOM_TOOL = "image_zoom_in_tool"
-ZOOM_SCHEMA = {
-    "type": "function",
-    "function": {
-        "name": ZOOM_TOOL,
-        "description": "Zoom in on a region of the image: returns the crop inside a bounding box.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "bbox_2d": {
-                    "type": "array",
-                    "items": {"type": "number"},
-                    "minItems": 4,
-                    "maxItems": 4,
-                    "description": "The region as [x1, y1, x2, y2]: pixels, top-left and bottom-right corner.",
-                },
-                "label": {"type": "string", "description": "What the region shows (optional)."},
-            },
-            "required": ["bbox_2d"],
-        },
-    },
-}
-ZOOM_SYSTEM = f"""You are a careful medical assistant who looks closely before answering.
-
-# Tools
-
-You may call one function per turn to help you with the question.
-
-The functions are described inside <tools></tools>:
-<tools>
-{json.dumps(ZOOM_SCHEMA)}
-</tools>
-
-To call a function, return a JSON object with its name and arguments inside <tool_call></tool_call>:
-<tool_call>
-{{"name": "{ZOOM_TOOL}", "arguments": {{"bbox_2d": [x1, y1, x2, y2]}}}}
-</tool_call>
-
-In every turn, first reason inside <think></think>. Then either call the function, or give the final answer inside
-<answer></answer>: only the letter of the option for a multiple-choice question, a short answer otherwise."""
-DIRECT_SYSTEM = """You are a careful medical assistant.
-
-First reason inside <think></think>. Then give the final answer inside <answer></answer>: only the letter of the option
-for a multiple-choice question, a short answer otherwise."""
-# The tiny checkpoint was warmed up with these two.
-TINY_ZOOM_SYSTEM = "Zoom in, then answer."
-TINY_DIRECT_SYSTEM = "Answer at once."
-
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
@@ -89,7 +40,7 @@ class Encoder:
 
     tokenizer: PreTrainedTokenizerBase
     processor: Qwen2VLImageProcessorPil
-    system: str = ZOOM_SYSTEM
+    system: str
     prompt_patches: int | None = None
     prompt_min_pixels: int | None = None
     prompt_max_pixels: int | None = None
@@ -110,7 +61,7 @@ class Encoder:
         return self.processor.merge_size
 
 
-def load_encoder(folder: str | Path, system: str = ZOOM_SYSTEM, **settings: int | None) -> Encoder:
+def load_encoder(folder: str | Path, system: str, **settings: int | None) -> Encoder:
     """The encoder of a Hugging Face folder; `settings` are the further fields of Encoder."""
     return Encoder(load_tokenizer(folder), load_processor(folder), system, **settings)
 
@@ -175,12 +126,17 @@ def encode_prompts(examples: Sequence[Example], encoder: Encoder) -> list[Prompt
         return list(pool.map(lambda example: encode_prompt(example, encoder), examples))
 
 
-def encode_observation(encoder: Encoder, start: int, *, crop: Image.Image | None = None, error: str = "") -> Observation:
+def encode_observation(
+    encoder: Encoder, start: int, *, crop: Image.Image | None = None, error: str = ""
+) -> Observation:
     """The user turn that returns a crop or an error text, up to the next turn's generation prompt.
 
     It follows a sampled <|im_end|>; `start` is the position after that token.
     """
-    before, after = "\n<|im_start|>user\n<tool_response>", f"</tool_response>{END_OF_TURN_TOKEN}\n<|im_start|>assistant\n"
+    before, after = (
+        "\n<|im_start|>user\n<tool_response>",
+        f"</tool_response>{END_OF_TURN_TOKEN}\n<|im_start|>assistant\n",
+    )
     if crop is None:
         image, ids = None, _tokens(encoder, before + error + after)
     else:

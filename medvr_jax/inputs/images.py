@@ -103,9 +103,7 @@ def prepare_image(
     )
 
 
-def pack_images(
-    images: Sequence[PreparedImage | None], patches: int, vision: VisionConfig
-) -> ImageBatch:
+def pack_images(images: Sequence[PreparedImage | None], patches: int, vision: VisionConfig) -> ImageBatch:
     """Images (None = an empty row) -> an ImageBatch of NumPy arrays with leading axis I and bucket S = `patches`."""
     data = np.zeros((len(images), patches, vision.patch_dim), np.float32)
     rows = []
@@ -114,7 +112,7 @@ def pack_images(
         if image is not None:
             data[row, : len(image.patches)] = image.patches
     if rows:
-        positions, valid, window_slots, slot_of_patch = (np.stack(column) for column in zip(*rows))
+        positions, valid, window_slots, slot_of_patch = (np.stack(column) for column in zip(*rows, strict=True))
     else:
         empty = vision_geometry.padded_geometry(None, patches, vision)
         positions, valid, window_slots, slot_of_patch = (np.zeros((0, *a.shape), a.dtype) for a in empty)

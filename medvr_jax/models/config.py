@@ -130,14 +130,13 @@ class BackboneConfig:
         top = _Reader(fields, where, "")
         vision = _Reader(top.get("vision_config", dict), where, "vision_config.")
         tied = bool(fields.get("tie_word_embeddings", False) or text.fields.get("tie_word_embeddings", False))
-        return cls(
-            text=_read_text(text, tied),
-            vision=_read_vision(vision),
-            image_token_id=top.get("image_token_id", int),
-            video_token_id=top.get("video_token_id", int),
-            vision_start_token_id=top.get("vision_start_token_id", int),
-            vision_end_token_id=top.get("vision_end_token_id", int),
-        )
+        parts = {"text": _read_text(text, tied), "vision": _read_vision(vision)}
+        ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+        parts |= {name: top.get(name, int) for name in ids}
+        try:
+            return cls(**parts)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
 
     def to_json_dict(self) -> dict[str, Any]:
         """config.json in the layout of the hub's Qwen2.5-VL folders (decoder fields at the top level)."""
@@ -213,6 +212,7 @@ class _Reader:
 
 def _read_text(reader: _Reader, tied: bool) -> TextConfig:
     rope = reader.get("rope_parameters", dict, None) or reader.get("rope_scaling", dict, None) or {}
+    rope_reader = _Reader(rope, reader.where, reader.prefix + "rope_scaling.")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "mrope"):
         reader.refuse("rope_scaling.type", kind, "'mrope' or 'default'")
@@ -233,7 +233,7 @@ def _read_text(reader: _Reader, tied: bool) -> TextConfig:
         num_heads=heads,
         num_kv_heads=reader.get("num_key_value_heads", int, heads),
         mrope_section=tuple(section),
-        rope_theta=float(rope["rope_theta"]) if "rope_theta" in rope else reader.get("rope_theta", float, 1e6),
+        rope_theta=rope_reader.get("rope_theta", float, reader.get("rope_theta", float, 1e6)),
         rms_norm_eps=reader.get("rms_norm_eps", float, 1e-5),
         tie_word_embeddings=tied,
         max_position_embeddings=reader.get("max_position_embeddings", int, 32768),
@@ -248,7 +248,9 @@ def _read_vision(reader: _Reader) -> VisionConfig:
     if (activation := reader.get("hidden_act", str, "silu")) != "silu":
         reader.refuse("hidden_act", activation, "'silu'")
     full = reader.get("fullatt_block_indexes", list, [7, 15, 23, 31])
-    rope = reader.get("rope_parameters", dict, {})
+    if not all(isinstance(block, int) for block in full):
+        reader.refuse("fullatt_block_indexes", full, "a list of integers")
+    rope = _Reader(reader.get("rope_parameters", dict, {}), reader.where, reader.prefix + "rope_parameters.")
     return VisionConfig(
         depth=reader.get("depth", int),
         hidden_size=reader.get("hidden_size", int),
@@ -261,7 +263,7 @@ def _read_vision(reader: _Reader) -> VisionConfig:
         in_channels=reader.get("in_channels", int, reader.get("in_chans", int, 3)),
         spatial_merge_size=reader.get("spatial_merge_size", int, 2),
         window_size=reader.get("window_size", int, 112),
-        rope_theta=float(rope.get("rope_theta", 10000.0)),
+        rope_theta=rope.get("rope_theta", float, 10000.0),
         tokens_per_second=reader.get("tokens_per_second", int, 4),
         initializer_range=reader.get("initializer_range", float, 0.02),
     )
@@ -270,6 +272,11 @@ def _read_vision(reader: _Reader) -> VisionConfig:
 def _check(config: BackboneConfig) -> None:
     """Divisibility that the arrays' shapes rely on."""
     text, vision = config.text, config.vision
+    for part in (text, vision):
+        for field in dataclasses.fields(part):
+            value = getattr(part, field.name)
+            if field.type in ("int", "float") and value <= 0:
+                raise UserError(f"field {field.name} is {value}, allowed are positive numbers")
     rules = (
         (text.hidden_size % text.num_heads == 0, "hidden_size must be divisible by num_attention_heads"),
         (text.num_heads % text.num_kv_heads == 0, "num_attention_heads must be divisible by num_key_value_heads"),
@@ -290,4 +297,4 @@ def _check(config: BackboneConfig) -> None:
     )
     for holds, message in rules:
         if not holds:
-            raise UserError(f"config.json: {message}")
+            raise UserError(message)

@@ -72,8 +72,12 @@ def random_backbone(
     config: BackboneConfig, seed: int, dtype: jnp.dtype = jnp.float32, compute_dtype: jnp.dtype | None = None
 ) -> tuple[nnx.GraphDef, nnx.State]:
     """A freshly initialised backbone; `compute_dtype` defaults to the parameters' dtype."""
-    model = Backbone(config, key=jax.random.key(seed), dtype=dtype, compute_dtype=compute_dtype or dtype)
-    return nnx.split(model)
+    fixed = {"dtype": dtype, "compute_dtype": compute_dtype or dtype}
+
+    def initialise(key: jax.Array) -> nnx.State:
+        return nnx.state(Backbone(config, key=key, **fixed))
+
+    return _skeleton(config, **fixed)[0], jax.jit(initialise)(jax.random.key(seed))
 
 
 def load_backbone(

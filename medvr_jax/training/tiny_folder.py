@@ -15,8 +15,12 @@ from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from medvr_jax.datasets.synthetic import CLASSES, LESION_WORD, MARKER_WORD, question
-from medvr_jax.inputs.chat import TINY_DIRECT_SYSTEM, TINY_ZOOM_SYSTEM, ZOOM_TOOL
 from medvr_jax.models.config import BackboneConfig, TextConfig, VisionConfig
+from medvr_jax.rollout.tools import ZoomIn
+
+# The system prompts of the warm-up; the quick start's configuration has the same.
+TINY_ZOOM_SYSTEM = "Zoom in, then answer."
+TINY_DIRECT_SYSTEM = "Answer at once."
 
 # Qwen2.5's added tokens in their order; the flag says whether the tokenizer calls them special.
 ADDED_TOKENS = (
@@ -167,16 +171,16 @@ def train_tokenizer(vocabulary: int) -> Qwen2Tokenizer:
 
 def _corpus() -> Iterator[str]:
     """The task's own text several times over, so that its words become single tokens, then the general sentences."""
-    call = json.dumps({"name": ZOOM_TOOL, "arguments": {"bbox_2d": [0, 14, 42, 56]}})
+    call = json.dumps({"name": ZoomIn.name, "arguments": {"bbox_2d": [0, 14, 42, 56]}})
     task = [
         "user\n<tool_response></tool_response>\n",
         "system\nassistant\n",
         TINY_ZOOM_SYSTEM,
         TINY_DIRECT_SYSTEM,
         *(question(word) for word in (LESION_WORD, MARKER_WORD)),
-        *(f"\n{letter}. {text}" for letter, text in zip("ABCD", CLASSES)),
+        *(f"\n{letter}. {text}" for letter, text in zip("ABCD", CLASSES, strict=True)),
         *(f"<think>{thought}</think>\n{call}" for thought in LOOK_THOUGHTS),
-        *(f"<think>{seen_thought(text)}</think><answer>{letter}</answer>" for letter, text in zip("ABCD", CLASSES)),
+        *(f"<think>{seen_thought(text)}</think><answer>{letter}</answer>" for letter, text in zip("ABCD", CLASSES, strict=True)),
     ]
     for _ in range(8):
         yield from task

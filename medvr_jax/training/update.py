@@ -200,7 +200,7 @@ def make_update(
         metrics, grads = loss_and_gradient(graphdef, state.trainable, state.frozen, reference, batch, banned, settings)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, trainable, state.frozen, optimizer_state), metrics
 
     return jax.jit(update, donate_argnums=0, out_shardings=(layout, None))

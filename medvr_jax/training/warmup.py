@@ -7,6 +7,7 @@ never a target.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -20,16 +21,17 @@ import optax
 from flax import nnx
 from PIL import Image
 
-from medvr_jax.datasets.synthetic import CLASSES, SyntheticTask
+from medvr_jax.datasets.synthetic import CLASSES, LESION_WORD, SyntheticTask, question
 from medvr_jax.inputs.boxes import check_zoom_box
-from medvr_jax.inputs.chat import TINY_DIRECT_SYSTEM, TINY_ZOOM_SYSTEM, Prompt, load_encoder
-from medvr_jax.inputs.images import pack_images, prepare_image
+from medvr_jax.inputs.chat import Prompt, load_encoder
+from medvr_jax.inputs.images import PreparedImage, pack_images, prepare_image
 from medvr_jax.inputs.tokenizer import make_token_tables
 from medvr_jax.models.backbone import PromptInputs, ResponseInputs
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.features import image_features
+from medvr_jax.models.vision import ImageBatch
 from medvr_jax.models.weights import random_backbone, save_backbone
-from medvr_jax.training.tiny_folder import write_tiny_folder
+from medvr_jax.training.tiny_folder import TINY_DIRECT_SYSTEM, TINY_ZOOM_SYSTEM, write_tiny_folder
 from medvr_jax.training.warmup_data import Lattice, RowBatch, RowMaker, batch_rows
 
 OVERVIEW = 112  # pixels: what the folder's image processor makes of the task's square images
@@ -48,9 +50,7 @@ def run_warmup(config: Any, workdir: str | Path) -> None:
         vision=dict(settings.vision),
     )
     trainer = _Trainer(config, folder, backbone_config)
-    params = trainer.classify(trainer.params)
-    params = trainer.ground(params)
-    params = trainer.mix(params)
+    params = trainer.mix(trainer.ground(trainer.tower(trainer.start())))
     save_backbone(folder, backbone_config, params)
     print(f"warm-up done: {folder}", flush=True)
 
@@ -62,9 +62,11 @@ class _Trainer:
         self.settings, self.config = config.warmup, backbone_config
         self.task = SyntheticTask(**dict(config.data.synthetic))
         self.rng = np.random.default_rng(config.seed)
-        self.graphdef, self.params = random_backbone(backbone_config, config.seed)
+        self.graphdef, self._params = random_backbone(backbone_config, config.seed)
         lattice = Lattice(OVERVIEW, self.settings.box_side, self.settings.box_step)
-        weights = dict(answer_weight=self.settings.answer_weight, box_weight=self.settings.box_weight)
+        weights = {
+            name: self.settings[name] for name in ("answer_weight", "marker_box_weight", "random_box_weight")
+        }
         self.zoomer, self.director = (
             RowMaker(load_encoder(folder, system, prompt_patches=PATCHES, crop_patches=PATCHES), lattice, **weights)
             for system in (TINY_ZOOM_SYSTEM, TINY_DIRECT_SYSTEM)
@@ -72,48 +74,53 @@ class _Trainer:
         tables = make_token_tables(self.zoomer.encoder.tokenizer, backbone_config.text.vocab_size)
         self.banned = jnp.asarray(tables.banned)
 
+    def start(self) -> dict[str, Any]:
+        """Random parameters, and the linear probes of stages 1 and 2: of a crop's class and of the marker's place."""
+        width = self.config.text.hidden_size
+        sizes = {"class": len(CLASSES), "place": self.config.vision.merge_unit}
+        probes = {name: {"kernel": jnp.zeros((width, n)), "bias": jnp.zeros(n)} for name, n in sizes.items()}
+        return {"model": self._params, "probes": probes}
+
     # ------------------------------------------------------------------------------------------------- stages
 
-    def classify(self, params: nnx.State) -> nnx.State:
-        """Stage 1: a linear probe on the mean feature of a crop, thrown away afterwards, teaches the tower."""
+    def tower(self, trained: dict[str, Any]) -> dict[str, Any]:
+        """Stage 1: the probes teach the tower."""
         settings = self.settings
-        width = self.config.text.hidden_size
-        head = {"kernel": jnp.zeros((width, len(CLASSES))), "bias": jnp.zeros(len(CLASSES))}
+
+        def batch():
+            return self._crops(settings.probe_batch), self._places(settings.probe_batch)
+
+        return self._fit("tower", self._probe_loss, trained, batch, settings.tower_steps, falling=False)
+
+    def ground(self, trained: dict[str, Any]) -> dict[str, Any]:
+        """Stage 2: pointing at the marker; the probes go on, or the tower forgets the classes."""
+        settings = self.settings
 
         def loss(trained, batch):
-            images, labels = batch
-            backbone = nnx.merge(self.graphdef, trained["model"])
-            features = backbone.encode_images(images).mean(axis=1)
-            features *= jax.lax.rsqrt(jnp.mean(features**2, axis=-1, keepdims=True) + 1e-6)
-            logits = features @ trained["head"]["kernel"] + trained["head"]["bias"]
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), {"right": (logits.argmax(-1) == labels).mean()}
-
-        crops = [self._crop(index) for index in range(settings.pool)]
+            marker, *probed = batch
+            pointing, figures = self._loss(trained["model"], {"marker": marker})
+            probing, more = self._probe_loss(trained, probed)
+            return pointing + settings.probe_weight * probing, figures | more
 
         def batch():
-            drawn = self._draw(crops, settings.classify_batch)
-            images = pack_images([crop for crop, _ in drawn], PATCHES, self.config.vision)
-            return images, np.array([label for _, label in drawn])
+            few = settings.probe_batch // 4
+            return self._markers(settings.ground_batch), self._crops(few), self._places(few)
 
-        trained = {"model": params, "head": head}
-        return self._fit("classify", loss, trained, batch, settings.classify_steps, falling=False)["model"]
+        enough = ("marker/box", settings.ground_until)
+        return self._fit("ground", loss, trained, batch, settings.ground_steps, falling=False, enough=enough)
 
-    def ground(self, params: nnx.State) -> nnx.State:
-        """Stage 2: pointing at the marker, and saying what a crop shows, or the tower forgets the classes."""
-        settings = self.settings
-        def batch():
-            return {"marker": self._markers(settings.ground_batch), "reading": self._readings(settings.reading_batch)}
-
-        return self._fit("ground", self._loss, params, batch, settings.ground_steps, falling=False)
-
-    def mix(self, params: nnx.State) -> nnx.State:
+    def mix(self, trained: dict[str, Any]) -> nnx.State:
         """Stage 3: everything the policy shall bring, in the rollout's own layout."""
         settings = self.settings
         direct = [self.director.prompt(prompt.example) for prompt in self.lesions[: settings.pool // 4]]
+        # Asked for the lesion where there is only a marker: it is the word that decides, not the picture.
+        decoys = [
+            self.zoomer.prompt(dataclasses.replace(prompt.example, question=question(LESION_WORD)))
+            for prompt in self.markers[: settings.pool // 4]
+        ]
 
         def batch():
-            prompts = self._draw(self.lesions, settings.lesion_batch)
+            prompts = self._draw(self.lesions, settings.lesion_batch) + self._draw(decoys, settings.decoy_batch)
             rows = [[self.zoomer.zoom(p, self.rng, on_lesion=False) for _ in range(settings.rows)] for p in prompts]
             plain = self._draw(direct, settings.direct_batch)
             return {
@@ -123,11 +130,11 @@ class _Trainer:
                 "direct": self._batch(plain, [[self.director.direct(p, self.rng)] for p in plain], CALL_SLOTS),
             }
 
-        return self._fit("mixed", self._loss, params, batch, settings.mixed_steps, falling=True)
+        return self._fit("mixed", self._loss, trained["model"], batch, settings.mixed_steps, falling=True)
 
     # --------------------------------------------------------------------------------------------------- data
 
-    def _crop(self, index: int) -> tuple[Any, int]:
+    def _crop(self, index: int) -> tuple[PreparedImage, int]:
         """A readable crop (the lesion is in the box) and its class."""
         scene = self.task.scene("warmup", index)
         side = scene.pixels.shape[0]
@@ -145,6 +152,24 @@ class _Trainer:
     @functools.cached_property
     def lesions(self) -> list[Prompt]:
         return self._pool("lesions", self.zoomer, self.task.example)
+
+    @functools.cached_property
+    def crops(self) -> list[tuple[PreparedImage, int]]:
+        return [self._crop(index) for index in range(self.settings.pool)]
+
+    def _crops(self, count: int) -> tuple[ImageBatch, np.ndarray]:
+        drawn = self._draw(self.crops, count)
+        images = pack_images([crop for crop, _ in drawn], PATCHES, self.config.vision)
+        return images, np.array([label for _, label in drawn])
+
+    def _places(self, count: int) -> tuple[ImageBatch, np.ndarray]:
+        """Overviews with a marker, and the index, in the processor's order, of the patch that holds its centre."""
+        drawn = self._draw(self.markers, count)
+        images = pack_images([prompt.images[0] for prompt in drawn], PATCHES, self.config.vision)
+        boxes = np.array([prompt.example.boxes[0] for prompt in drawn])
+        column, row = ((boxes[:, :2] + boxes[:, 2:]) / 2 * PATCHES**0.5).astype(int).T
+        cells = int(PATCHES**0.5) // 2
+        return images, ((row // 2 * cells + column // 2) * 4 + row % 2 * 2 + column % 2).astype(np.int32)
 
     def _pool(self, name: str, maker: RowMaker, example: Callable) -> list[Prompt]:
         start = time.perf_counter()
@@ -169,12 +194,28 @@ class _Trainer:
 
     # --------------------------------------------------------------------------------------------------- training
 
+    def _probe_loss(self, trained: dict[str, Any], batch: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """batch: crops with their classes, and overviews with the patch that the marker's centre lies in."""
+        backbone = nnx.merge(self.graphdef, trained["model"])
+        total, figures = jnp.zeros(()), {}
+        for (name, probe), (images, labels) in zip(sorted(trained["probes"].items()), batch, strict=True):
+            features = backbone.encode_images(images)  # [I, S // merge², D]
+            if name == "class":
+                features = features.mean(axis=1)
+            features *= jax.lax.rsqrt(jnp.mean(features**2, axis=-1, keepdims=True) + 1e-6)
+            # A place is one of a cell's merge² patches: the same four outputs for every cell, one softmax over all.
+            logits = (features @ probe["kernel"] + probe["bias"]).reshape(len(labels), -1)
+            total += optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            figures[f"{name}/right"] = (logits.argmax(-1) == labels).mean()
+        return total, figures
+
     def _loss(self, params: nnx.State, batches: dict[str, RowBatch]) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum over kinds of the weighted mean loss; figures: of the heavy tokens, how many are the likeliest."""
         backbone = nnx.merge(self.graphdef, params)
         total, figures = jnp.zeros(()), {}
         for kind, batch in batches.items():
-            logits = jnp.where(self.banned, -jnp.inf, backbone.logits(_hidden(backbone, batch))[:, :, :-1])
+            logits = backbone.logits(_hidden(backbone, batch))[:, :, :-1] / self.settings.temperature
+            logits = jnp.where(self.banned, -jnp.inf, logits)
             targets, weights = batch.tokens[:, :, 1:], batch.weights[:, :, 1:]
             chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
             losses = jnp.where(weights > 0, jax.nn.logsumexp(logits, axis=-1) - chosen, 0.0)
@@ -186,8 +227,21 @@ class _Trainer:
                 figures["marker/box"] = (right.sum(-1) == heavy.sum(-1)).mean()
         return total, figures
 
-    def _fit(self, name: str, loss: Callable, trained: Any, batch: Callable, steps: int, *, falling: bool) -> Any:
-        """AdamW on `loss` for `steps` batches, with a line of figures now and then."""
+    def _fit(
+        self,
+        name: str,
+        loss: Callable,
+        trained: Any,
+        batch: Callable,
+        steps: int,
+        *,
+        falling: bool,
+        enough: tuple[str, float] | None = None,
+    ) -> Any:
+        """AdamW on `loss` for at most `steps` batches, with a line of figures now and then.
+
+        `enough`: (figure, value) ends it when the figure's mean since the last line has reached the value.
+        """
         settings = self.settings
         ramp = optax.linear_schedule(0.0, settings.learning_rate, settings.ramp_steps)
         rest = (
@@ -217,6 +271,8 @@ class _Trainer:
                 shown = " ".join(f"{key} {value:.3f}" for key, value in means.items())
                 print(f"[{name}] step {step}/{steps} {shown} | {spent:.0f} s, {spent / step * (steps - step):.0f} s to go", flush=True)
                 recent.clear()
+                if enough is not None and means[enough[0]] >= enough[1]:
+                    break
         return trained
 
 

@@ -19,10 +19,11 @@ from medvr_jax.datasets.synthetic import CLASSES
 from medvr_jax.evaluation.grounding import hit
 from medvr_jax.inputs.batches import PromptBatch, batch_prompts
 from medvr_jax.inputs.boxes import Box, check_zoom_box, normalise_box
-from medvr_jax.inputs.chat import ZOOM_TOOL, Encoder, Prompt, encode_observation, encode_prompt
+from medvr_jax.inputs.chat import Encoder, Prompt, encode_observation, encode_prompt
 from medvr_jax.inputs.images import PreparedImage, load_image, pack_images
 from medvr_jax.models.config import VisionConfig
 from medvr_jax.models.vision import ImageBatch
+from medvr_jax.rollout.tools import ZoomIn
 from medvr_jax.training.tiny_folder import LOOK_THOUGHTS, seen_thought
 
 
@@ -38,6 +39,13 @@ class Lattice:
     def boxes(self) -> list[tuple[int, int, int, int]]:
         starts = range(0, self.overview - self.side + 1, self.step)
         return [(x, y, x + self.side, y + self.side) for y in starts for x in starts]
+
+    def random(self, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """A box whatever the image shows; along each axis the two outermost positions are twice as likely."""
+        starts = range(0, self.overview - self.side + 1, self.step)
+        shares = np.array([2.0 if start in (starts[0], starts[-1]) else 1.0 for start in starts])
+        x, y = (int(v) for v in rng.choice(starts, size=2, p=shares / shares.sum()))
+        return (x, y, x + self.side, y + self.side)
 
     def nearest(self, true: Box) -> tuple[int, int, int, int]:
         """The box whose centre is nearest to that of the normalised box."""
@@ -77,9 +85,19 @@ class RowBatch:
 class RowMaker:
     """Builds trajectories. Everything random comes from the generator that each call is given."""
 
-    def __init__(self, encoder: Encoder, lattice: Lattice, *, answer_weight: float, box_weight: float) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        lattice: Lattice,
+        *,
+        answer_weight: float,
+        marker_box_weight: float,
+        random_box_weight: float,
+    ) -> None:
+        """The weights are of the tokens that name the class, and of coordinates; all others weigh 1."""
         self.encoder, self.lattice = encoder, lattice
-        self._answer_weight, self._box_weight = answer_weight, box_weight
+        self._answer_weight = answer_weight
+        self._marker_box_weight, self._random_box_weight = marker_box_weight, random_box_weight
         self._tokens = functools.lru_cache(maxsize=None)(self._encode)
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -91,9 +109,11 @@ class RowMaker:
     def zoom(self, prompt: Prompt, rng: np.random.Generator, *, on_lesion: bool) -> Row:
         """Zoom and answer. A box on the lesion carries no loss; a random box does, and misses more often than not."""
         example = prompt.example
-        boxes = self.lattice.hitting(example.boxes[0]) if on_lesion else self.lattice.boxes
-        box = boxes[rng.integers(len(boxes))]
-        call, call_weights = self._call(box, rng, weight=0.0 if on_lesion else 1.0)
+        hitting = self.lattice.hitting(example.boxes[0])
+        box = hitting[rng.integers(len(hitting))] if on_lesion else self.lattice.random(rng)
+        call, call_weights = self._call(
+            box, rng, weight=0.0 if on_lesion else 1.0, box_weight=self._random_box_weight
+        )
         answer, answer_weights = self._answer(example.answer, weight=self._answer_weight if on_lesion else 1.0)
         image = prompt.images[0]
         zoom = check_zoom_box(list(box), image.resized_size, image.original_size)
@@ -113,7 +133,7 @@ class RowMaker:
 
     def point(self, prompt: Prompt, rng: np.random.Generator) -> Row:
         """The first turn alone, its box on what the prompt asks for: only for markers."""
-        call, weights = self._call(self.lattice.nearest(prompt.example.boxes[0]), rng, box_weight=self._box_weight)
+        call, weights = self._call(self.lattice.nearest(prompt.example.boxes[0]), rng, box_weight=self._marker_box_weight)
         return self._row(prompt, call, weights)
 
     def direct(self, prompt: Prompt, rng: np.random.Generator) -> Row:
@@ -125,7 +145,7 @@ class RowMaker:
         self, box: Sequence[int], rng: np.random.Generator, *, weight: float = 1.0, box_weight: float = 1.0
     ) -> tuple[np.ndarray, np.ndarray]:
         thought = LOOK_THOUGHTS[rng.integers(len(LOOK_THOUGHTS))]
-        opening = f'<think>{thought}</think><tool_call>{{"name": "{ZOOM_TOOL}", "arguments": {{"bbox_2d": ['
+        opening = f'<think>{thought}</think><tool_call>{{"name": "{ZoomIn.name}", "arguments": {{"bbox_2d": ['
         parts = [self._tokens(text) for text in (opening, ", ".join(map(str, box)), "]}}</tool_call><|im_end|>")]
         whole = parts[0] + parts[1] + parts[2]
         weights = np.full(len(whole), weight, np.float32)

@@ -40,7 +40,15 @@ def test_the_box_holds_the_lesion_and_the_answer_its_class():
         # The stripes' direction: the structure tensor of the lesion's gradient, independent of how it was drawn.
         dy, dx = np.gradient(pixels[y1 + 5 : y2 - 5, x1 + 5 : x2 - 5].astype(float))
         diagonal = (dx * dy).sum() / np.hypot((dx * dx).sum(), (dy * dy).sum())
-        expected = 0 if abs(diagonal) < 0.3 and (dy**2).sum() > (dx**2).sum() else 1 if abs(diagonal) < 0.3 else 2 if diagonal > 0 else 3
+        expected = (
+            0
+            if abs(diagonal) < 0.3 and (dy**2).sum() > (dx**2).sum()
+            else 1
+            if abs(diagonal) < 0.3
+            else 2
+            if diagonal > 0
+            else 3
+        )
         assert scene.label == expected
 
 
@@ -51,7 +59,9 @@ def test_classes_are_balanced_and_equally_bright():
         scene = task.scene("train", index)
         x1, y1, x2, y2 = scene.box
         counts[scene.label] += 1
-        means[scene.label].append(scene.pixels[y1:y2, x1:x2].max() and np.mean(scene.pixels[y1 + 7 : y2 - 7, x1 + 7 : x2 - 7]))
+        means[scene.label].append(
+            scene.pixels[y1:y2, x1:x2].max() and np.mean(scene.pixels[y1 + 7 : y2 - 7, x1 + 7 : x2 - 7])
+        )
     assert counts.min() > 70
     averages = [np.mean(m) for m in means]
     assert max(averages) - min(averages) < 6

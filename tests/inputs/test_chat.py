@@ -1,4 +1,4 @@
-"""Prompts and observations against transformers: text first, then its own tokenizer and template on the expanded text."""
+"""Prompts and observations against transformers: text first, then its own tokenizer and template on expanded text."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from medvr_jax.datasets.example import Example
 from medvr_jax.datasets.synthetic import SyntheticTask
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.batches import batch_prompts, pad_feature_index, prompt_id
-from medvr_jax.inputs.chat import DIRECT_SYSTEM, ZOOM_SYSTEM, encode_observation, encode_prompt, load_encoder
+from medvr_jax.inputs.chat import encode_observation, encode_prompt, load_encoder
 from medvr_jax.inputs.tokenizer import make_token_tables
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.rope import multimodal_positions
+from medvr_jax.rollout.tools import system_prompt, tools_by_name
 from tests.inputs.tiny import TINY
 
 
@@ -54,7 +55,10 @@ def test_prompt_equals_the_template_with_expanded_placeholders(encoder):
 def test_without_images_options_or_system_text(encoder):
     plain = dataclasses.replace(encoder, system="")
     prompt = encode_prompt(Example("t", (), "How?", (), "so", "open"), plain)
-    text = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n"
+    text = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\nHow?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
     assert prompt.token_ids.tolist() == encoder.tokenizer.encode(text)
     assert prompt.images == ()
 
@@ -97,14 +101,17 @@ def test_error_observation_has_text_and_no_image(encoder):
 
 
 def test_full_system_prompts_survive_the_template(encoder):
-    for system in (ZOOM_SYSTEM, DIRECT_SYSTEM):
+    for system in (system_prompt(tools_by_name(["image_zoom_in_tool"])), system_prompt({})):
         prompt = encode_prompt(example(png(64, 64)), dataclasses.replace(encoder, system=system))
         assert system in encoder.tokenizer.decode(prompt.token_ids)
 
 
 def test_batch_splits_off_the_last_token_and_pads(encoder):
     vision = BackboneConfig.from_folder(TINY).vision
-    prompts = [encode_prompt(example(png(448, 448), png(60, 90)), encoder), encode_prompt(example(png(90, 60)), encoder)]
+    prompts = [
+        encode_prompt(example(png(448, 448), png(60, 90)), encoder),
+        encode_prompt(example(png(90, 60)), encoder),
+    ]
     batch = batch_prompts(prompts, 96, 2, 64, vision)
     assert batch.images.patches.shape == (2, 2, 64, vision.patch_dim)
     for row, prompt in enumerate(prompts):
@@ -125,7 +132,9 @@ def test_feature_indices_move_to_padded_images():
     np.testing.assert_array_equal(pad_feature_index(index, [2, 3], 10), [-1, 0, 1, -1, 10, 11, 12, -1])
 
 
-@pytest.mark.parametrize(("bucket", "images", "patches", "field"), [(20, 1, 64, "bucket"), (96, 0, 64, "images"), (96, 1, 32, "patches")])
+@pytest.mark.parametrize(
+    ("bucket", "images", "patches", "field"), [(20, 1, 64, "bucket"), (96, 0, 64, "images"), (96, 1, 32, "patches")]
+)
 def test_prompts_beyond_their_bucket_are_refused(encoder, bucket, images, patches, field):
     vision = BackboneConfig.from_folder(TINY).vision
     with pytest.raises(UserError, match=f"prompt.{field}"):
@@ -143,7 +152,9 @@ def test_token_tables(encoder):
         text = encoder.tokenizer.decode([i])
         assert tables.opens_list[i] == text.endswith("[") and tables.closes_list[i] == ("]" in text), text
     assert tables.end_of_turn.sum() == 2 and tables.opens_call.sum() == 1 and tables.closes_call.sum() == 1
-    call = encoder.tokenizer.encode('<tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [14, 0, 56, 42]}}</tool_call>')
+    call = encoder.tokenizer.encode(
+        '<tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [14, 0, 56, 42]}}</tool_call>'
+    )
     assert tables.opens_call[call[0]] and tables.closes_call[call[-1]]
     assert tables.opens_list[call].sum() == 1 and tables.closes_list[call].sum() == 1
     inside = call[np.flatnonzero(tables.opens_list[call])[0] + 1 : np.flatnonzero(tables.closes_list[call])[0]]

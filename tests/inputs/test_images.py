@@ -1,4 +1,4 @@
-"""Images of every kind become RGB and patches as transformers makes them; buckets hold."""
+"""Images of every kind become RGB and patches as transformers makes them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from medvr_jax.errors import UserError
-from medvr_jax.inputs.buckets import choose_bucket
 from medvr_jax.inputs.images import load_image, load_processor, pack_images, prepare_image
 from medvr_jax.models.config import BackboneConfig
 from tests.inputs.tiny import TINY
@@ -87,9 +86,3 @@ def test_packing_pads_and_keeps_empty_rows(processor):
     np.testing.assert_array_equal(batch.patches[0, : len(small.patches)], small.patches)
     assert not batch.patches[1].any()
     assert pack_images([], 64, vision).patches.shape == (0, 64, vision.patch_dim)
-
-
-def test_choose_bucket():
-    assert [choose_bucket(n, (32, 8, 16)) for n in (0, 8, 9, 17, 32)] == [8, 8, 16, 32, 32]
-    with pytest.raises(UserError, match="response length: 33 .* 32"):
-        choose_bucket(33, (8, 32), what="response length")

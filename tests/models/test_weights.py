@@ -181,7 +181,15 @@ BROKEN = {
     ),
     "sections": (
         lambda f: edit_config(f, lambda c: c["text_config"]["rope_parameters"].update(mrope_section=[2, 3, 4])),
-        "must sum to half the head width",
+        "config.json: mrope_section .* must sum to half the head width",
+    ),
+    "no heads": (
+        lambda f: edit_config(f, lambda c: c["text_config"].update(num_attention_heads=0)),
+        "field num_heads is 0, allowed are positive numbers",
+    ),
+    "blocks": (
+        lambda f: edit_config(f, lambda c: c["vision_config"].update(fullatt_block_indexes=[4])),
+        "must lie in 0 … 3",
     ),
     "activation": (lambda f: edit_config(f, lambda c: c["text_config"].update(hidden_act="gelu")), "allowed is 'silu'"),
 }
