@@ -1,8 +1,8 @@
 """The recipe of medvr_jax/assets/tiny: supervised warm-up of a random 0.35 M-parameter Qwen2.5-VL, no reward.
 
-It teaches what a pre-trained VLM would bring: to write the format, to point at a marker that it is asked for, and to read
-a lesion that fills a crop. It never shows where a lesion is: boxes for lesions are drawn at random. One CPU core, about
-five minutes:
+It teaches what a pre-trained VLM would bring: to write the format, to point at a marker that it is asked for, and to
+read a lesion that fills a crop. It never shows where a lesion is: boxes for lesions are drawn at random. One CPU core,
+about six minutes:
 
     python -m medvr_jax.main --config=configs/tiny_warmup.py --workdir=runs/warmup
 
@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
     warmup.box_side = 42  # every box is a square of this side, in pixels of the overview …
     warmup.box_step = 14  # … on a lattice of this pitch: 36 boxes
     warmup.temperature = 1.25  # trained hotter than sampled, so that at temperature 1 stray tokens are rare
-    warmup.pool = 2048  # different images of each kind
+    warmup.pool = 1024  # different images of each kind
     warmup.learning_rate = 2e-3
     warmup.ramp_steps = 30  # of each stage: the learning rate rises linearly
     warmup.max_grad_norm = 1.0
@@ -57,14 +57,16 @@ def get_config() -> ConfigDict:
     warmup.ground_until = 0.95  # … for it ends when this share of a log line's boxes is wholly right
     warmup.ground_batch = 64
     warmup.probe_weight = 0.1  # stage 1 goes on with this weight and a quarter of its batch
-    warmup.mixed_steps = 300  # stage 3: format, reading and pointing together; the learning rate falls to 0
+    warmup.mixed_learning_rate = 3e-3  # the highest, in stage 3
+    warmup.mixed_steps = 180  # stage 3: format, reading and pointing together; the learning rate falls to 0
     warmup.lesion_batch = 4  # prompts that ask for the lesion …
     warmup.decoy_batch = 4  # … or for one where there is a marker only …
     warmup.rows = 4  # … each with this many trajectories
     warmup.reading_batch = 2  # prompts whose crops of the lesion are read, with as many rows
     warmup.marker_batch = 12
     warmup.direct_batch = 8  # prompts answered at once, without a zoom
-    warmup.answer_weight = 8.0  # of the tokens that name the class, against 1 for others
-    warmup.marker_box_weight = 10.0  # of coordinates when pointing at the marker
-    warmup.random_box_weight = 0.1  # of the random coordinates for lesions
+    warmup.answer_weight = 4.0  # of the tokens that name the class, against 1 for others
+    warmup.ground_box_weight = 10.0  # of coordinates when pointing at the marker, in stage 2
+    warmup.marker_box_weight = 2.0  # … and in stage 3
+    warmup.random_box_weight = 0.3  # of the random coordinates for lesions
     return config

@@ -180,7 +180,10 @@ def _corpus() -> Iterator[str]:
         *(question(word) for word in (LESION_WORD, MARKER_WORD)),
         *(f"\n{letter}. {text}" for letter, text in zip("ABCD", CLASSES, strict=True)),
         *(f"<think>{thought}</think>\n{call}" for thought in LOOK_THOUGHTS),
-        *(f"<think>{seen_thought(text)}</think><answer>{letter}</answer>" for letter, text in zip("ABCD", CLASSES, strict=True)),
+        *(
+            f"<think>{seen_thought(text)}</think><answer>{letter}</answer>"
+            for letter, text in zip("ABCD", CLASSES, strict=True)
+        ),
     ]
     for _ in range(8):
         yield from task

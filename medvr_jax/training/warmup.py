@@ -1,8 +1,8 @@
 """The supervised warm-up that makes the tiny checkpoint; see configs/tiny_warmup.py.
 
-Three stages: the vision tower alone tells the classes of crops; then the whole model learns to point at a marker; then
-format, reading and pointing together. It stands in for pre-training, and is no part of the method: the lesion's place is
-never a target.
+Three stages: the vision tower alone tells crops' classes and markers' places; then the whole model learns to point at a
+marker; then format, reading and pointing together. It stands in for pre-training, and is no part of the method: the
+lesion's place is never a target.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ class _Trainer:
         self.rng = np.random.default_rng(config.seed)
         self.graphdef, self._params = random_backbone(backbone_config, config.seed)
         lattice = Lattice(OVERVIEW, self.settings.box_side, self.settings.box_step)
-        weights = {
-            name: self.settings[name] for name in ("answer_weight", "marker_box_weight", "random_box_weight")
-        }
+        weights = {name: self.settings[name] for name in ("answer_weight", "random_box_weight")}
         self.zoomer, self.director = (
             RowMaker(load_encoder(folder, system, prompt_patches=PATCHES, crop_patches=PATCHES), lattice, **weights)
             for system in (TINY_ZOOM_SYSTEM, TINY_DIRECT_SYSTEM)
@@ -104,7 +102,8 @@ class _Trainer:
 
         def batch():
             few = settings.probe_batch // 4
-            return self._markers(settings.ground_batch), self._crops(few), self._places(few)
+            markers = self._markers(settings.ground_batch, settings.ground_box_weight)
+            return markers, self._crops(few), self._places(few)
 
         enough = ("marker/box", settings.ground_until)
         return self._fit("ground", loss, trained, batch, settings.ground_steps, falling=False, enough=enough)
@@ -126,7 +125,7 @@ class _Trainer:
             return {
                 "lesion": self._batch(prompts, rows, ZOOM_SLOTS),
                 "reading": self._readings(settings.reading_batch),
-                "marker": self._markers(settings.marker_batch),
+                "marker": self._markers(settings.marker_batch, settings.marker_box_weight),
                 "direct": self._batch(plain, [[self.director.direct(p, self.rng)] for p in plain], CALL_SLOTS),
             }
 
@@ -180,9 +179,9 @@ class _Trainer:
     def _draw(self, pool: list, count: int) -> list:
         return [pool[i] for i in self.rng.integers(len(pool), size=count)]
 
-    def _markers(self, count: int) -> RowBatch:
+    def _markers(self, count: int, box_weight: float) -> RowBatch:
         prompts = self._draw(self.markers, count)
-        return self._batch(prompts, [[self.zoomer.point(p, self.rng)] for p in prompts], CALL_SLOTS)
+        return self._batch(prompts, [[self.zoomer.point(p, self.rng, box_weight)] for p in prompts], CALL_SLOTS)
 
     def _readings(self, count: int) -> RowBatch:
         prompts = self._draw(self.lesions, count)
@@ -243,11 +242,10 @@ class _Trainer:
         `enough`: (figure, value) ends it when the figure's mean since the last line has reached the value.
         """
         settings = self.settings
-        ramp = optax.linear_schedule(0.0, settings.learning_rate, settings.ramp_steps)
+        peak = settings.mixed_learning_rate if falling else settings.learning_rate
+        ramp = optax.linear_schedule(0.0, peak, settings.ramp_steps)
         rest = (
-            optax.cosine_decay_schedule(settings.learning_rate, steps - settings.ramp_steps)
-            if falling
-            else optax.constant_schedule(settings.learning_rate)
+            optax.cosine_decay_schedule(peak, steps - settings.ramp_steps) if falling else optax.constant_schedule(peak)
         )
         schedule = optax.join_schedules([ramp, rest], [settings.ramp_steps])
         optimiser = optax.chain(
@@ -269,7 +267,10 @@ class _Trainer:
                 means = {key: np.mean([float(f[key]) for f in recent]) for key in figures}
                 spent = time.perf_counter() - start
                 shown = " ".join(f"{key} {value:.3f}" for key, value in means.items())
-                print(f"[{name}] step {step}/{steps} {shown} | {spent:.0f} s, {spent / step * (steps - step):.0f} s to go", flush=True)
+                print(
+                    f"[{name}] step {step}/{steps} {shown} | {spent:.0f} s, {spent / step * (steps - step):.0f} s left",
+                    flush=True,
+                )
                 recent.clear()
                 if enough is not None and means[enough[0]] >= enough[1]:
                     break
@@ -280,7 +281,11 @@ def _hidden(backbone: Any, batch: RowBatch) -> jax.Array:
     """[B, M, T, D] of a batch of trajectories, images encoded with gradients."""
     prompts = batch.prompts
     prompt = PromptInputs(
-        prompts.tokens, prompts.positions, prompts.valid, prompts.feature_index, image_features(backbone, prompts.images)
+        prompts.tokens,
+        prompts.positions,
+        prompts.valid,
+        prompts.feature_index,
+        image_features(backbone, prompts.images),
     )
     B, M, T = batch.tokens.shape
     if batch.images is None:

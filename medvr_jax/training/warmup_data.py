@@ -91,13 +91,12 @@ class RowMaker:
         lattice: Lattice,
         *,
         answer_weight: float,
-        marker_box_weight: float,
         random_box_weight: float,
     ) -> None:
         """The weights are of the tokens that name the class, and of coordinates; all others weigh 1."""
         self.encoder, self.lattice = encoder, lattice
         self._answer_weight = answer_weight
-        self._marker_box_weight, self._random_box_weight = marker_box_weight, random_box_weight
+        self._random_box_weight = random_box_weight
         self._tokens = functools.lru_cache(maxsize=None)(self._encode)
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -111,9 +110,7 @@ class RowMaker:
         example = prompt.example
         hitting = self.lattice.hitting(example.boxes[0])
         box = hitting[rng.integers(len(hitting))] if on_lesion else self.lattice.random(rng)
-        call, call_weights = self._call(
-            box, rng, weight=0.0 if on_lesion else 1.0, box_weight=self._random_box_weight
-        )
+        call, call_weights = self._call(box, rng, weight=0.0 if on_lesion else 1.0, box_weight=self._random_box_weight)
         answer, answer_weights = self._answer(example.answer, weight=self._answer_weight if on_lesion else 1.0)
         image = prompt.images[0]
         zoom = check_zoom_box(list(box), image.resized_size, image.original_size)
@@ -131,9 +128,9 @@ class RowMaker:
             image=seen.image,
         )
 
-    def point(self, prompt: Prompt, rng: np.random.Generator) -> Row:
+    def point(self, prompt: Prompt, rng: np.random.Generator, box_weight: float) -> Row:
         """The first turn alone, its box on what the prompt asks for: only for markers."""
-        call, weights = self._call(self.lattice.nearest(prompt.example.boxes[0]), rng, box_weight=self._marker_box_weight)
+        call, weights = self._call(self.lattice.nearest(prompt.example.boxes[0]), rng, box_weight=box_weight)
         return self._row(prompt, call, weights)
 
     def direct(self, prompt: Prompt, rng: np.random.Generator) -> Row:
@@ -205,4 +202,3 @@ def batch_rows(
         packed = pack_images(crops, S, vision)
         images = jax.tree.map(lambda leaf: leaf.reshape(B, M, *leaf.shape[1:]), packed)
     return RowBatch(batch_prompts(prompts, P, 1, S, vision), tokens, positions, feature_index, weights, images)
-
