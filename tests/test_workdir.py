@@ -31,6 +31,7 @@ def start_run(workdir: Path, config: FrozenConfigDict) -> None:
 
 def test_workdir_remembers_its_configuration(tiny: ConfigDict, tmp_path: Path) -> None:
     workdir = tmp_path / "runs" / "first"
+    tiny.optimizer.schedule = "constant"
     config = configuration.validate(tiny)
     start_run(workdir, config)
     assert saved_config(workdir) == config

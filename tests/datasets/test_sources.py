@@ -71,7 +71,11 @@ def test_marker_images_hold_a_square_and_no_lesion():
     task = SyntheticTask()
     scene, example = task.scene("warmup", 1, marker=True), task.marker_example("warmup", 1)
     x1, y1, x2, y2 = scene.box
-    assert (scene.pixels[y1:y2, x1:x2] == 235).all() and (scene.pixels > 140).sum() == 28 * 28
+    level = scene.pixels[y1, x1]
+    assert (scene.pixels[y1:y2, x1:x2] == level).all() and (scene.pixels > 140).sum() == 28 * 28
+    scenes = [task.scene("warmup", i, marker=True) for i in range(40)]
+    levels = {int(scene.pixels[scene.box[1], scene.box[0]]) for scene in scenes}
+    assert min(levels) >= 150 and max(levels) < 240 and len(levels) > 20
     assert "square" in example.question and "lesion" not in example.question
     assert scene.box != task.scene("warmup", 1).box
 
