@@ -46,6 +46,7 @@ def train(config: Any, workdir: str | Path) -> None:
             progress.update(step + 1, describe(row))
         final = evaluate(trainer, progress)
         metrics.write({"step": config.steps} | final | {"compilations": compilations.count()})
+        progress.update(config.steps, held_out(final))
     checkpoints.close()
     if config.export_at_end:
         print(f"exported to {export_policy(trainer.parts, trainer.state.params, workdir / 'export')}")
@@ -107,8 +108,10 @@ def describe(row: dict[str, Any]) -> str:
     """What the progress line says of a step."""
     text = f"reward {row['reward/total']:.2f}, right {row['reward/accuracy']:.2f}"
     text += f", zoomed {row['rollout/tool_rate']:.2f}, forks {row['rollout/forks_granted']:.0f}"
-    if "eval/accuracy" in row:
-        text += f" | held-out accuracy {row['eval/accuracy']:.3f}"
-        if "eval/hit_rate" in row:
-            text += f", hits {row['eval/hit_rate']:.3f}"
-    return text
+    return f"{text} | {held_out(row)}" if "eval/accuracy" in row else text
+
+
+def held_out(row: dict[str, Any]) -> str:
+    """What the progress line says of an evaluation."""
+    text = f"held-out accuracy {row['eval/accuracy']:.3f}"
+    return f"{text}, hits {row['eval/hit_rate']:.3f}" if "eval/hit_rate" in row else text
