@@ -1,4 +1,4 @@
-"""The recipe of medvr_jax/assets/tiny: supervised warm-up of a random 0.35 M-parameter Qwen2.5-VL, no reward.
+"""A recipe for checkpoints like medvr_jax/assets/tiny: supervised warm-up of a random 0.35 M-parameter Qwen2.5-VL, no reward.
 
 It teaches what a pre-trained VLM would bring: to write the format, to point at a marker that it is asked for, and to
 read a lesion that fills a crop. It never shows where a lesion is: boxes for lesions are drawn at random. One CPU core,
@@ -6,7 +6,7 @@ about six minutes:
 
     python -m medvr_jax.main --config=configs/tiny_warmup.py --workdir=runs/warmup
 
-writes runs/warmup/export, which is what the assets folder holds.
+writes runs/warmup/export. The assets folder holds the result of the same stages run one at a time; see the README.
 """
 
 from __future__ import annotations
@@ -68,5 +68,5 @@ def get_config() -> ConfigDict:
     warmup.answer_weight = 4.0  # of the tokens that name the class, against 1 for others
     warmup.ground_box_weight = 10.0  # of coordinates when pointing at the marker, in stage 2
     warmup.marker_box_weight = 2.0  # … and in stage 3
-    warmup.random_box_weight = 0.3  # of the random coordinates for lesions
+    warmup.random_box_weight = 0.6  # of the random coordinates for lesions
     return config
