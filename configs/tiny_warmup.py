@@ -1,4 +1,4 @@
-"""A recipe for checkpoints like medvr_jax/assets/tiny: supervised warm-up of a random 0.35 M-parameter Qwen2.5-VL, no reward.
+"""A recipe for checkpoints like medvr_jax/assets/tiny: supervised warm-up of a random Qwen2.5-VL, without any reward.
 
 It teaches what a pre-trained VLM would bring: to write the format, to point at a marker that it is asked for, and to
 read a lesion that fills a crop. It never shows where a lesion is: boxes for lesions are drawn at random. One CPU core,
