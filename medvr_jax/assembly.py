@@ -15,10 +15,12 @@ from typing import Any
 import jax
 from flax import nnx
 from jax.sharding import Mesh
+from PIL import Image
 
 from medvr_jax.configuration import check_batches
 from medvr_jax.datasets.source import ExampleSource, make_source
-from medvr_jax.inputs.chat import Encoder, load_encoder
+from medvr_jax.errors import UserError
+from medvr_jax.inputs.chat import Encoder, encode_observation, load_encoder
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.weights import load_backbone
 from medvr_jax.rollout.engine import RolloutEngine, RolloutSettings
@@ -76,9 +78,22 @@ def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
         crop_min_pixels=config.rollout.crop_min_pixels,
         crop_max_pixels=config.rollout.crop_max_pixels,
     )
+    if tools:
+        _check_observation_fits(encoder, config.rollout)
     source = make_source(config.data, config.seed)
     graphdef, params = load_backbone(folder, config.model.parameter_dtype, config.model.compute_dtype)
     return Parts(config, mesh, graphdef, params, BackboneConfig.from_folder(folder), encoder, tools, source)
+
+
+def _check_observation_fits(encoder: Encoder, rollout: Any) -> None:
+    """UserError unless the largest crop and the text around it fit the tokens of an observation."""
+    side = math.isqrt(rollout.crop_max_pixels)
+    needed = len(encode_observation(encoder, 0, crop=Image.new("RGB", (side, side))).token_ids)
+    if needed > rollout.observation_length:
+        raise UserError(
+            f"rollout.observation_length: found {rollout.observation_length}, a crop of rollout.crop_max_pixels ="
+            f" {rollout.crop_max_pixels} with the text around it takes {needed} tokens"
+        )
 
 
 def _flat(config: Any) -> dict[str, Any]:

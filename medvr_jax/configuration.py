@@ -278,6 +278,14 @@ def _schedule_fits(c: Mapping[str, Any]) -> None:
         )
 
 
+def _trainer_has_its_section(c: Mapping[str, Any]) -> None:
+    if c["trainer"] == "supervised" and not any(name.startswith("warmup.") for name in c):
+        raise UserError(
+            "trainer: found 'supervised', but the recipe has no section warmup; allowed here is 'grpo',"
+            " and configs/tiny_warmup.py is a supervised recipe"
+        )
+
+
 def _files_exist(c: Mapping[str, Any]) -> None:
     if c["trainer"] == "grpo":
         folder = c["model.path"]
@@ -300,6 +308,7 @@ _COMBINATIONS: tuple[Callable[[Mapping[str, Any]], None], ...] = (
     _images_fit,
     _batches_divide,
     _schedule_fits,
+    _trainer_has_its_section,
     _files_exist,
 )
 

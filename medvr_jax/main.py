@@ -53,7 +53,7 @@ def main(overrides: Sequence[tuple[str, str]]) -> None:
     elif mode == "report":
         from medvr_jax.reports.page import write_report
 
-        write_report(folder, config.report.groups)
+        print(f"report in {write_report(folder, config.report.groups)}")
 
 
 def read_config(overrides: Sequence[tuple[str, str]]) -> FrozenConfigDict:

@@ -63,7 +63,17 @@ class Encoder:
 
 def load_encoder(folder: str | Path, system: str, **settings: int | None) -> Encoder:
     """The encoder of a Hugging Face folder; `settings` are the further fields of Encoder."""
-    return Encoder(load_tokenizer(folder), load_processor(folder), system, **settings)
+    try:
+        encoder = Encoder(load_tokenizer(folder), load_processor(folder), system, **settings)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises nearly anything on damaged files
+        raise UserError(
+            f"model.path: tokenizer or image processor of {folder} cannot be read ({type(error).__name__}: {error})"
+        ) from error
+    if not encoder.tokenizer.chat_template:
+        raise UserError(f"model.path: {folder} holds no chat template; chat_template.jinja is needed")
+    return encoder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,10 +83,6 @@ class TextConfig:
     def head_width(self) -> int:
         return self.hidden_size // self.num_heads
 
-    @property
-    def queries_per_kv(self) -> int:
-        return self.num_heads // self.num_kv_heads
-
 
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig:

@@ -262,7 +262,8 @@ def spend_fork_budget(state: RolloutState, asks: Asks, keys: jax.Array, settings
     is_base = jnp.arange(state.status.shape[1]) < settings.base_slots
     waiting = ~forks.settled & ~jnp.any((state.status == ACTIVE) & is_base, axis=1)
     eligible = forks.eligible & is_base
-    again = eligible & waiting[:, None] & ~asks.decided & settings.evr.repeated
+    room = jnp.any(state.status == EMPTY, axis=1)
+    again = eligible & (waiting & room)[:, None] & ~asks.decided & settings.evr.repeated
     asks = Asks(
         decided=asks.decided | again,
         asked=asks.asked | again,

@@ -19,8 +19,3 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 def count() -> int:
     """Programs compiled by this process so far."""
     return len(_durations)
-
-
-def seconds() -> float:
-    """Seconds that compiling them took."""
-    return sum(_durations)

@@ -28,12 +28,13 @@ COMPANIONS = (
 def restore_latest(parts: assembly.Parts, workdir: str | Path) -> tuple[TrainState, int]:
     """The state of the newest checkpoint and its step; UserError when the run has none."""
     checkpoints = Checkpoints(workdir, parts.config.keep_checkpoints)
-    step = checkpoints.latest()
-    if step is None:
-        raise UserError(f"--workdir: {workdir} holds no checkpoint yet; train there first")
-    template, _ = make_train_state(parts)
-    state, _ = checkpoints.restore(step, template)
-    checkpoints.close()
+    try:
+        step = checkpoints.latest()
+        if step is None:
+            raise UserError(f"--workdir: {workdir} holds no checkpoint yet; train there first")
+        state, _ = checkpoints.restore(step, make_train_state(parts)[0])
+    finally:  # its threads must not outlive the error
+        checkpoints.close()
     return state, step
 
 

@@ -167,3 +167,10 @@ def test_groups_do_not_touch_each_other() -> None:
     state = spend(state_with(ACTIVE, 3), asks, CERTAIN)
     np.testing.assert_array_equal((np.asarray(state.origin) == FORK).sum(1), [0, 1, 0])
     np.testing.assert_array_equal(state.forks.decision_count, [0, 1, 0])
+
+
+def test_nobody_asks_when_no_slot_is_free() -> None:
+    state = eligible(state_with(TURN_ENDED), [0, 1])
+    state = state.replace(status=jnp.where(state.status == EMPTY, TURN_ENDED, state.status))
+    state = spend(state, no_asks(), CERTAIN)
+    assert bool(state.forks.settled[0]) and int(state.forks.decision_count[0]) == 0

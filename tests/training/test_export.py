@@ -11,6 +11,7 @@ import torch
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
 from medvr_jax import assembly
+from medvr_jax.errors import UserError
 from medvr_jax.inputs.chat import encode_observation, encode_prompts
 from medvr_jax.inputs.images import load_image
 from medvr_jax.models.weights import load_backbone
@@ -119,3 +120,8 @@ def test_logits_of_the_folder(exported: tuple[assembly.Parts, Path]) -> None:
             mm_token_type_ids=(ids == parts.backbone.image_token_id).int(),
         ).logits[0, -1]
     assert np.abs(ours - theirs.numpy()).max() <= 2e-4
+
+
+def test_an_observation_that_cannot_fit_is_refused_before_the_run() -> None:
+    with pytest.raises(UserError, match="rollout.observation_length: found 20"):
+        assembly.assemble(small_config(rollout__observation_length=20), jax.devices()[:1])
