@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -23,49 +22,10 @@ from safetensors.numpy import save_file
 from medvr_jax.errors import UserError
 from medvr_jax.models.backbone import Backbone
 from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.weight_names import NAMES, canonical, file_shape, from_file, to_file
 
 SHARD_BYTES = 4 * 2**30
 ParameterPath = tuple[str, ...]
-
-# (Hugging Face name, our path, how a tensor is turned); {} is the layer. "kernel": [out, in] → [in, out]; "qkv": the
-# outputs split in three; "patch": [D, channels, time, row, column] → [patch_dim, D]; "same": as it is.
-NAMES: tuple[tuple[str, str, str], ...] = (
-    ("model.embed_tokens.weight", "embedding", "same"),
-    ("model.norm.weight", "final_norm", "same"),
-    ("lm_head.weight", "head", "kernel"),
-    ("model.layers.{}.input_layernorm.weight", "layers.attention_norm", "same"),
-    ("model.layers.{}.self_attn.q_proj.weight", "layers.query_kernel", "kernel"),
-    ("model.layers.{}.self_attn.q_proj.bias", "layers.query_bias", "same"),
-    ("model.layers.{}.self_attn.k_proj.weight", "layers.key_kernel", "kernel"),
-    ("model.layers.{}.self_attn.k_proj.bias", "layers.key_bias", "same"),
-    ("model.layers.{}.self_attn.v_proj.weight", "layers.value_kernel", "kernel"),
-    ("model.layers.{}.self_attn.v_proj.bias", "layers.value_bias", "same"),
-    ("model.layers.{}.self_attn.o_proj.weight", "layers.output_kernel", "kernel"),
-    ("model.layers.{}.post_attention_layernorm.weight", "layers.mlp_norm", "same"),
-    ("model.layers.{}.mlp.gate_proj.weight", "layers.gate_kernel", "kernel"),
-    ("model.layers.{}.mlp.up_proj.weight", "layers.up_kernel", "kernel"),
-    ("model.layers.{}.mlp.down_proj.weight", "layers.down_kernel", "kernel"),
-    ("visual.patch_embed.proj.weight", "vision.patch_kernel", "patch"),
-    ("visual.blocks.{}.norm1.weight", "vision.blocks.attention_norm", "same"),
-    ("visual.blocks.{}.attn.qkv.weight", "vision.blocks.qkv_kernel", "qkv kernel"),
-    ("visual.blocks.{}.attn.qkv.bias", "vision.blocks.qkv_bias", "qkv"),
-    ("visual.blocks.{}.attn.proj.weight", "vision.blocks.output_kernel", "kernel"),
-    ("visual.blocks.{}.attn.proj.bias", "vision.blocks.output_bias", "same"),
-    ("visual.blocks.{}.norm2.weight", "vision.blocks.mlp_norm", "same"),
-    ("visual.blocks.{}.mlp.gate_proj.weight", "vision.blocks.gate_kernel", "kernel"),
-    ("visual.blocks.{}.mlp.gate_proj.bias", "vision.blocks.gate_bias", "same"),
-    ("visual.blocks.{}.mlp.up_proj.weight", "vision.blocks.up_kernel", "kernel"),
-    ("visual.blocks.{}.mlp.up_proj.bias", "vision.blocks.up_bias", "same"),
-    ("visual.blocks.{}.mlp.down_proj.weight", "vision.blocks.down_kernel", "kernel"),
-    ("visual.blocks.{}.mlp.down_proj.bias", "vision.blocks.down_bias", "same"),
-    ("visual.merger.ln_q.weight", "vision.merger_norm", "same"),
-    ("visual.merger.mlp.0.weight", "vision.merger_in_kernel", "kernel"),
-    ("visual.merger.mlp.0.bias", "vision.merger_in_bias", "same"),
-    ("visual.merger.mlp.2.weight", "vision.merger_out_kernel", "kernel"),
-    ("visual.merger.mlp.2.bias", "vision.merger_out_bias", "same"),
-)
-# Newer transformers nest both parts under "model.".
-NEWER_NAMES = ((re.compile(r"^model\.language_model\."), "model."), (re.compile(r"^model\.visual\."), "visual."))
 
 
 def random_backbone(
@@ -92,7 +52,7 @@ def load_backbone(
     stacks: dict[ParameterPath, np.ndarray] = {}
     found: dict[str, str] = {}
     for file, key, tensor in _stored_tensors(folder):
-        name = _canonical(key)
+        name = canonical(key)
         if name == "lm_head.weight" and name not in expected:
             continue  # some exporters write a tied head as well
         if name not in expected:
@@ -105,7 +65,7 @@ def load_backbone(
             raise UserError(f"{file}: tensor {key} has shape {list(tensor.shape)}, config.json needs {list(shape)}")
         if path not in stacks:
             stacks[path] = np.empty(flat[path].shape, jnp.dtype(dtype))
-        stacks[path][... if layer is None else layer] = _import(tensor, turn).reshape(
+        stacks[path][... if layer is None else layer] = from_file(tensor, turn).reshape(
             stacks[path].shape if layer is None else stacks[path].shape[1:]
         )
     if missing := [name for name in expected if name not in found]:
@@ -145,7 +105,7 @@ def _write_tensors(folder: Path, config: BackboneConfig, params: nnx.State, dtyp
         if host[0] != path:
             host = (path, np.asarray(flat[path][...]))
         value = host[1] if layer is None else host[1][layer]
-        value = np.ascontiguousarray(_export(value, turn, shape).astype(jnp.dtype(dtype)))
+        value = np.ascontiguousarray(to_file(value, turn, shape).astype(jnp.dtype(dtype)))
         if used and used + value.nbytes > SHARD_BYTES:
             shards.append({})
             used = 0
@@ -191,35 +151,10 @@ def _tensors(
             continue  # a tied head
         shape = tuple(flat[path].shape)
         if "{}" not in pattern:
-            yield pattern, path, None, turn, _file_shape(shape, turn, config)
+            yield pattern, path, None, turn, file_shape(shape, turn, config)
             continue
         for layer in range(shape[0]):
-            yield pattern.format(layer), path, layer, turn, _file_shape(shape[1:], turn, config)
-
-
-def _file_shape(shape: tuple[int, ...], turn: str, config: BackboneConfig) -> tuple[int, ...]:
-    if turn == "patch":
-        vision = config.vision
-        return (shape[1], vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    if turn.startswith("qkv"):
-        return (shape[-2] * shape[-1], *shape[:-2])
-    return shape[::-1] if turn == "kernel" else shape
-
-
-def _import(tensor: np.ndarray, turn: str) -> np.ndarray:
-    """File layout → ours, up to a reshape: [out, …in] → [in, out]."""
-    return tensor if turn in ("same", "qkv") else tensor.reshape(tensor.shape[0], -1).T
-
-
-def _export(value: np.ndarray, turn: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `_import`."""
-    return value.reshape(shape) if turn in ("same", "qkv") else value.reshape(-1, shape[0]).T.reshape(shape)
-
-
-def _canonical(key: str) -> str:
-    for pattern, replacement in NEWER_NAMES:
-        key = pattern.sub(replacement, key)
-    return key
+            yield pattern.format(layer), path, layer, turn, file_shape(shape[1:], turn, config)
 
 
 def _stored_tensors(folder: Path) -> Iterator[tuple[Path, str, np.ndarray]]:

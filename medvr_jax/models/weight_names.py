@@ -1,0 +1,76 @@
+"""The hub's names and layouts of the backbone's tensors, beside ours."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from medvr_jax.models.config import BackboneConfig
+
+# (Hugging Face name, our path, how a tensor is turned); {} is the layer. "kernel": [out, in] → [in, out]; "qkv": the
+# outputs split in three; "patch": [D, channels, time, row, column] → [patch_dim, D]; "same": as it is.
+NAMES: tuple[tuple[str, str, str], ...] = (
+    ("model.embed_tokens.weight", "embedding", "same"),
+    ("model.norm.weight", "final_norm", "same"),
+    ("lm_head.weight", "head", "kernel"),
+    ("model.layers.{}.input_layernorm.weight", "layers.attention_norm", "same"),
+    ("model.layers.{}.self_attn.q_proj.weight", "layers.query_kernel", "kernel"),
+    ("model.layers.{}.self_attn.q_proj.bias", "layers.query_bias", "same"),
+    ("model.layers.{}.self_attn.k_proj.weight", "layers.key_kernel", "kernel"),
+    ("model.layers.{}.self_attn.k_proj.bias", "layers.key_bias", "same"),
+    ("model.layers.{}.self_attn.v_proj.weight", "layers.value_kernel", "kernel"),
+    ("model.layers.{}.self_attn.v_proj.bias", "layers.value_bias", "same"),
+    ("model.layers.{}.self_attn.o_proj.weight", "layers.output_kernel", "kernel"),
+    ("model.layers.{}.post_attention_layernorm.weight", "layers.mlp_norm", "same"),
+    ("model.layers.{}.mlp.gate_proj.weight", "layers.gate_kernel", "kernel"),
+    ("model.layers.{}.mlp.up_proj.weight", "layers.up_kernel", "kernel"),
+    ("model.layers.{}.mlp.down_proj.weight", "layers.down_kernel", "kernel"),
+    ("visual.patch_embed.proj.weight", "vision.patch_kernel", "patch"),
+    ("visual.blocks.{}.norm1.weight", "vision.blocks.attention_norm", "same"),
+    ("visual.blocks.{}.attn.qkv.weight", "vision.blocks.qkv_kernel", "qkv kernel"),
+    ("visual.blocks.{}.attn.qkv.bias", "vision.blocks.qkv_bias", "qkv"),
+    ("visual.blocks.{}.attn.proj.weight", "vision.blocks.output_kernel", "kernel"),
+    ("visual.blocks.{}.attn.proj.bias", "vision.blocks.output_bias", "same"),
+    ("visual.blocks.{}.norm2.weight", "vision.blocks.mlp_norm", "same"),
+    ("visual.blocks.{}.mlp.gate_proj.weight", "vision.blocks.gate_kernel", "kernel"),
+    ("visual.blocks.{}.mlp.gate_proj.bias", "vision.blocks.gate_bias", "same"),
+    ("visual.blocks.{}.mlp.up_proj.weight", "vision.blocks.up_kernel", "kernel"),
+    ("visual.blocks.{}.mlp.up_proj.bias", "vision.blocks.up_bias", "same"),
+    ("visual.blocks.{}.mlp.down_proj.weight", "vision.blocks.down_kernel", "kernel"),
+    ("visual.blocks.{}.mlp.down_proj.bias", "vision.blocks.down_bias", "same"),
+    ("visual.merger.ln_q.weight", "vision.merger_norm", "same"),
+    ("visual.merger.mlp.0.weight", "vision.merger_in_kernel", "kernel"),
+    ("visual.merger.mlp.0.bias", "vision.merger_in_bias", "same"),
+    ("visual.merger.mlp.2.weight", "vision.merger_out_kernel", "kernel"),
+    ("visual.merger.mlp.2.bias", "vision.merger_out_bias", "same"),
+)
+# Newer transformers nest both parts under "model.".
+NEWER_NAMES = ((re.compile(r"^model\.language_model\."), "model."), (re.compile(r"^model\.visual\."), "visual."))
+
+
+def canonical(key: str) -> str:
+    """The older of a tensor's published names."""
+    for pattern, replacement in NEWER_NAMES:
+        key = pattern.sub(replacement, key)
+    return key
+
+
+def file_shape(shape: tuple[int, ...], turn: str, config: BackboneConfig) -> tuple[int, ...]:
+    """Shape in the file of one layer's parameter of this shape."""
+    if turn == "patch":
+        vision = config.vision
+        return (shape[1], vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    if turn.startswith("qkv"):
+        return (shape[-2] * shape[-1], *shape[:-2])
+    return shape[::-1] if turn == "kernel" else shape
+
+
+def from_file(tensor: np.ndarray, turn: str) -> np.ndarray:
+    """File layout → ours, up to a reshape: [out, …in] → [in, out]."""
+    return tensor if turn in ("same", "qkv") else tensor.reshape(tensor.shape[0], -1).T
+
+
+def to_file(value: np.ndarray, turn: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `from_file`."""
+    return value.reshape(shape) if turn in ("same", "qkv") else value.reshape(-1, shape[0]).T.reshape(shape)
