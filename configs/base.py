@@ -28,7 +28,7 @@ def get_config() -> ConfigDict:
     config.export_at_end = True  # write a Hugging Face folder to WORKDIR/export when training is done
 
     model = config.model = section()
-    model.path = ""  # Hugging Face folder of the policy: config.json, safetensors, tokenizer, image processor
+    model.path = ""  # Hugging Face folder of the policy, relative to the current one or to that of package medvr_jax
     model.compute_dtype = "float32"  # float32 | bfloat16: matrix products; norms, softmax and rope stay float32
     model.parameter_dtype = "float32"  # float32 | bfloat16: master weights and optimiser state
     model.freeze_vision_tower = False  # train the decoder only
@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
 
     prompt = config.prompt = section()
     prompt.system = ""  # system prompt; empty = the full one, with the tool's JSON schema
-    prompt.bucket = 1024  # P; longer prompts are refused
+    prompt.bucket = 1024  # P; longer prompts are refused, their last token not counted: the response begins with it
     prompt.images = 1  # I; prompts with more are refused
     prompt.patches = 2048  # S, patches of the largest image, a multiple of 4
     prompt.min_pixels = 3136  # smaller images are enlarged to this many pixels, side ratio kept

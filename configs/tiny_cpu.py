@@ -6,8 +6,6 @@ tool). They share everything else, the images too.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from configs import base
@@ -31,7 +29,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.checkpoint_every = 20
     config.evaluate_every = 10
 
-    config.model.path = str(Path(__file__).resolve().parents[1] / "medvr_jax" / "assets" / "tiny")
+    config.model.path = "medvr_jax/assets/tiny"  # found from any folder: see configuration.model_folder
     config.model.freeze_vision_tower = True
     config.mesh.host_devices = 2
 

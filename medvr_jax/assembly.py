@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from PIL import Image
 
-from medvr_jax.configuration import check_batches
+from medvr_jax.configuration import check_batches, model_folder
 from medvr_jax.datasets.source import ExampleSource, make_source
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.chat import Encoder, encode_observation, load_encoder
@@ -66,7 +65,7 @@ def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
     """Reads the model folder and the data; UserError for what is wrong with them. All devices are used by default."""
     mesh = sharding.make_mesh(sharding.MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
     check_batches(_flat(config), sharding.data_shards(mesh))
-    folder = Path(config.model.path)
+    folder = model_folder(config.model.path)
     tools = tools_by_name(config.rollout.tools)
     encoder = load_encoder(
         folder,

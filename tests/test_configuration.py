@@ -144,11 +144,15 @@ def test_wrong_overrides_are_named(name: str, text: str, message: str, model_fol
         ({"rollout__trajectories": 15}, "rollout.trajectories: found 15, an even number"),
         ({"rollout__tools": ()}, "evr.enabled: found true with rollout.tools = ()"),
         ({"rollout__tools": (), "evr__enabled": False}, "rewards.tool: found 'consensus' with rollout.tools = ()"),
+        ({"rollout__tools": ("image_zoom_in_tool",) * 2}, "rollout.tools: found 'image_zoom_in_tool' 2 times"),
         ({"rollout__max_turns": 1}, "rollout.max_turns: found 1"),
+        ({"rollout__response_length": 1}, "rollout.response_length: found 1, allowed is 2 or more"),
         ({"rollout__observation_length": 128}, "rollout.observation_length: found 128"),
         ({"rollout__observation_length": 16}, "rollout.observation_length: found 16"),
         ({"rollout__temperature": 0.0}, "rollout.temperature: found 0.0, allowed is more than 0"),
         ({"rewards__low": 2.0}, "rewards.low: found 2.0, allowed is at most rewards.high = 1.0"),
+        ({"rewards__raster": 1025}, "rewards.raster: found 1025, allowed is 1 to 1024"),
+        ({"data__synthetic__period": 0}, "data.synthetic.period: found 0.0, allowed is more than 0"),
         ({"prompt__bucket": 16}, "prompt.bucket: found 16"),
         ({"prompt__images": 8}, "prompt.bucket: found 96"),
         ({"prompt__patches": 66}, "prompt.patches: found 66, allowed are multiples of 4"),
@@ -162,6 +166,8 @@ def test_wrong_overrides_are_named(name: str, text: str, message: str, model_fol
         ({"mesh__data": 4}, "mesh: data 4 x fsdp 1 x tensor 1 does not give mesh.host_devices = 2"),
         ({"mesh__data": 0}, "mesh.data: found 0"),
         ({"optimizer__warmup_steps": 61}, "optimizer.warmup_steps: found 61, allowed is at most steps = 60"),
+        ({"optimizer__b1": 1.0}, "optimizer.b1: found 1.0, allowed is less than 1"),
+        ({"optimizer__b2": 1.5}, "optimizer.b2: found 1.5, allowed is less than 1"),
         ({"model__path": "/nowhere"}, "model.path: '/nowhere' is not a folder"),
         ({"model__path": str(REPOSITORY / "configs")}, "holds no config.json"),
         ({"data__name": "jsonl"}, "data.train_file: '' is not a file"),
@@ -169,6 +175,26 @@ def test_wrong_overrides_are_named(name: str, text: str, message: str, model_fol
 )
 def test_wrong_recipes_are_named(changes: dict[str, object], message: str, tiny: ConfigDict) -> None:
     assert message in refusal(tiny, **changes)
+
+
+def test_the_tiny_model_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configuration.load_config(RECIPE)
+    assert config.model.path == "medvr_jax/assets/tiny"  # a clone may be moved
+    assert configuration.model_folder(config.model.path) == REPOSITORY / "medvr_jax" / "assets" / "tiny"
+    here = tmp_path / config.model.path
+    here.mkdir(parents=True)
+    assert configuration.model_folder(config.model.path).resolve() == here
+    assert configuration.model_folder(str(tmp_path)) == tmp_path
+    with pytest.raises(UserError, match="'medvr_jax/assets/tiny' holds no config.json"):
+        configuration.load_config(RECIPE)
+
+
+def test_files_are_looked_for_only_where_they_are_read(tiny: ConfigDict) -> None:
+    tiny.model.path = "/nowhere"
+    tiny.data.name, tiny.data.train_file = "jsonl", "/nowhere/train.jsonl"
+    assert configuration.validate(tiny, files=False).model.path == "/nowhere"
+    assert "model.path: '/nowhere' is not a folder" in refusal(tiny)
 
 
 def test_missing_field_is_named(tiny: ConfigDict) -> None:

@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 
 from medvr_jax import assembly
+from medvr_jax.configuration import model_folder
 from medvr_jax.errors import UserError
 from medvr_jax.models.weights import save_backbone
 from medvr_jax.training.checkpoints import Checkpoints
@@ -43,7 +44,7 @@ def export_policy(parts: assembly.Parts, params: nnx.State, folder: str | Path) 
 
     The weights come last and in one rename, so that a folder with weights is whole.
     """
-    folder, source = Path(folder), Path(parts.config.model.path)
+    folder, source = Path(folder), model_folder(parts.config.model.path)
     folder.mkdir(parents=True, exist_ok=True)
     for name in COMPANIONS:
         if (source / name).is_file():

@@ -82,13 +82,12 @@ def rollout_metrics(rollout: Rollout, rewards: Rewards) -> dict[str, float]:
     sampled = rollout.host.sampled.sum(-1)
     correct = rewards.accuracy > 0
     origins = np.array([[trajectory.origin for trajectory in group] for group in rollout.trajectories])
-    gated = np.where(correct, rewards.tool, 0.0)
     return {
         "reward/total": float(rewards.total.mean()),
         "reward/accuracy": float(rewards.accuracy.mean()),
         "reward/accuracy_base": float(rewards.accuracy[origins == "base"].mean()),
         "reward/format": float(rewards.format.mean()),
-        "reward/tool": float(gated.mean()),
+        "reward/tool": float(rewards.tool.mean()),
         "reward/consensus_iou": float(rewards.iou[correct].mean()) if correct.any() else 0.0,
         "rollout/tool_rate": float(np.mean([any(turn.called for turn in t.turns) for t in trajectories])),
         "rollout/valid_call_rate": sum(turn.zoom is not None for turn in turns) / called if called else 0.0,
