@@ -54,6 +54,6 @@ def get_config(variant: str = "full") -> ConfigDict:
 
     config.grpo.clip_low, config.grpo.clip_high = 0.2, 0.28
     config.grpo.kl_weight = 0.05
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 5e-4
     config.optimizer.schedule = "cosine"  # the last updates are small: the policy settles
     return config
