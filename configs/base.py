@@ -30,9 +30,12 @@ def get_config() -> ConfigDict:
     model = config.model = section()
     model.path = ""  # Hugging Face folder of the policy, relative to the current one or to that of package medvr_jax
     model.compute_dtype = "float32"  # float32 | bfloat16: matrix products; norms, softmax and rope stay float32
-    model.parameter_dtype = "float32"  # float32 | bfloat16: master weights and optimiser state
-    model.freeze_vision_tower = False  # train the decoder only
-    model.remat = "none"  # none | block: recompute each decoder layer in the backward pass to save memory
+    model.parameter_dtype = "float32"  # float32 | bfloat16: master weights; bfloat16 ones lose changes below 1/256
+    model.freeze_vision_tower = False  # no gradient, no optimiser state; image features of the rollout are used again
+    model.freeze_embeddings = False  # likewise the token embeddings, and a head that is tied to them
+    # What each layer of decoder and tower keeps for the backward pass: all; its input and its products with weights; or
+    # its input alone.
+    model.remat = "none"  # none | dots | block
 
     mesh = config.mesh = section()
     mesh.data = -1  # devices that split the prompts of a step; -1 = all that the other axes leave
@@ -118,6 +121,7 @@ def get_config() -> ConfigDict:
     optimizer.b1 = 0.9
     optimizer.b2 = 0.999
     optimizer.epsilon = 1e-8
+    optimizer.moment_dtype = "float32"  # float32 | bfloat16: the first moment; the second stays float32
     optimizer.max_grad_norm = 1.0  # gradients are scaled down to this global norm
 
     report = config.report = section()

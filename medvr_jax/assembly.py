@@ -21,6 +21,7 @@ from medvr_jax.datasets.source import ExampleSource, make_source
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.chat import Encoder, encode_observation, load_encoder
 from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.weights import load_backbone
 from medvr_jax.rollout.engine import RolloutEngine, RolloutSettings
 from medvr_jax.rollout.evr import EvrSettings
@@ -58,7 +59,19 @@ class Parts:
     def engine(self, settings: RolloutSettings) -> RolloutEngine:
         """A rollout engine for these shapes and rules."""
         put = functools.partial(sharding.put_by_group, mesh=self.mesh)
-        return RolloutEngine(self.graphdef, self.backbone, self.encoder, self.tools, settings, put)
+        return RolloutEngine(
+            self.graphdef, self.backbone, self.encoder, self.tools, settings, put, self.sampling_layout
+        )
+
+    @property
+    def training_layout(self) -> Layout:
+        """Where masters, optimiser state and the update's activations live."""
+        return sharding.make_layout(sharding.TRAINING, self.mesh, self.backbone)
+
+    @property
+    def sampling_layout(self) -> Layout:
+        """Where the weights and caches of a rollout live."""
+        return sharding.make_layout(sharding.SAMPLING, self.mesh, self.backbone)
 
 
 def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
@@ -159,6 +172,7 @@ def update_settings(config: Any, mesh: Mesh) -> UpdateSettings:
         micro_batch_groups=grpo.micro_batch_groups,
         logit_chunk=grpo.logit_chunk,
         remat=config.model.remat,
+        compute_dtype=config.model.compute_dtype,
         data_shards=sharding.data_shards(mesh),
     )
 

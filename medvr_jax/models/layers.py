@@ -57,12 +57,20 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> ja
     return y if bias is None else y + bias.astype(x.dtype)
 
 
+# What a layer keeps for the backward pass: everything; its input and the products with its weights; its input alone.
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 def run_stack(
-    layer_function: Callable[[Any, Weights], Any], carry: Any, stack: Weights, *, unroll: bool, remat: bool
+    layer_function: Callable[[Any, Weights], Any], carry: Any, stack: Weights, *, unroll: bool, remat: str
 ) -> Any:
     """Carries a value through the layers of a stack: unrolled, or scanned with one compiled body."""
-    if remat:
-        layer_function = jax.checkpoint(layer_function, prevent_cse=unroll)
+    if policy := REMAT_POLICIES[remat]:
+        layer_function = jax.checkpoint(layer_function, prevent_cse=unroll, policy=policy)
     count = next(iter(stack.values())).shape[0]
     if unroll or count == 1:
         for layer in range(count):

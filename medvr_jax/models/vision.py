@@ -16,6 +16,7 @@ from flax import nnx
 from medvr_jax.models.attention import MASKED
 from medvr_jax.models.config import VisionConfig
 from medvr_jax.models.layers import Initialiser, Weights, linear, rms_norm, run_stack, weights_of
+from medvr_jax.models.partitioning import constrain_groups
 from medvr_jax.models.rope import rotate, vision_rotary
 
 NORM_EPSILON = 1e-6
@@ -86,7 +87,7 @@ class VisionTower(nnx.Module):
                 x,
                 {name: value[first : first + count] for name, value in stack.items()},
                 unroll=count < SCAN_FROM and remat == "none",
-                remat=remat == "block",
+                remat=remat,
             )
             first += count
         return self.merge(x)
@@ -146,11 +147,11 @@ def vision_block(x: jax.Array, block: Weights, view: _View, config: VisionConfig
     y = _attend(q, k, y[:, :, 2], view.visible)
     if view.source is not None:
         y = jax.vmap(_permute)(y.reshape(rows, -1, D), view.inverse, view.source)
-    x = x + linear(y.reshape(rows, S, D), block["output_kernel"], block["output_bias"])
+    x = constrain_groups(x + linear(y.reshape(rows, S, D), block["output_kernel"], block["output_bias"]))
     y = rms_norm(x, block["mlp_norm"], NORM_EPSILON)
     gate = jax.nn.silu(linear(y, block["gate_kernel"], block["gate_bias"]))
     y = gate * linear(y, block["up_kernel"], block["up_bias"])
-    return x + linear(y, block["down_kernel"], block["down_bias"])
+    return constrain_groups(x + linear(y, block["down_kernel"], block["down_bias"]))
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:

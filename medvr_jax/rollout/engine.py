@@ -23,6 +23,7 @@ from medvr_jax.inputs.tokenizer import make_token_tables
 from medvr_jax.models.backbone import PromptCache, PromptInputs, ResponseInputs
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.features import image_features
+from medvr_jax.models.partitioning import Layout, bind
 from medvr_jax.models.vision import ImageBatch
 from medvr_jax.rollout import loop
 from medvr_jax.rollout.evr import EvrSettings
@@ -69,6 +70,7 @@ class RolloutEngine:
         tools: Mapping[str, Tool],
         settings: RolloutSettings,
         put: Callable[[Any], Any],
+        layout: Layout,
     ) -> None:
         """Prepares the programs; they are compiled at the first `run`.
 
@@ -79,15 +81,16 @@ class RolloutEngine:
             tools: tools by name; with none, the first turn is the last.
             settings: static shapes and rules.
             put: takes a tree of host arrays with leading axis B to the devices.
+            layout: that of sampling.
         """
         self.settings, self.config, self.encoder, self.tools, self._put = settings, config, encoder, tools, put
         tables = make_token_tables(encoder.tokenizer, config.text.vocab_size)
         self.tables = loop.VocabularyTables.from_tokenizer(tables)
         self.tool_turns = settings.max_turns - 1 if tools else 0  # Z: turns after which a crop may come back
         self.crop_features = settings.crop_patches // config.vision.merge_unit  # F: feature rows per crop
-        self._prefill = jax.jit(functools.partial(_prefill, graphdef, settings))
-        self._decode = jax.jit(functools.partial(_decode, graphdef, settings), donate_argnums=2)
-        self._serve = jax.jit(functools.partial(_serve, graphdef), donate_argnums=2)
+        self._prefill = jax.jit(bind(layout, functools.partial(_prefill, graphdef, settings)))
+        self._decode = jax.jit(bind(layout, functools.partial(_decode, graphdef, settings)), donate_argnums=2)
+        self._serve = jax.jit(bind(layout, functools.partial(_serve, graphdef)), donate_argnums=2)
 
     def run(self, params: nnx.State, prompts: Sequence[Prompt], key: jax.Array) -> Rollout:
         """One group of M trajectories for each of the B prompts.
