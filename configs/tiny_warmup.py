@@ -6,8 +6,8 @@ about six minutes:
 
     python -m medvr_jax.main --config=configs/tiny_warmup.py --workdir=runs/warmup
 
-writes runs/warmup/export, whose copy the assets folder is. Other seeds make checkpoints of the same kind, and not all of
-them learn as well: where the first stage leaves the tower decides how much pointing is left for lesions.
+writes runs/warmup/export, whose copy the assets folder is. Other seeds make checkpoints of the same kind, of which not
+all learn as well: it depends on how much of the pointing at markers is left for lesions.
 """
 
 from __future__ import annotations

@@ -74,11 +74,6 @@ def by_group(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def put_by_group(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays with leading axis B onto the devices."""
-    return jax.device_put(tree, by_group(mesh))
-
-
 def make_layout(rules: Mapping[str, MeshAxes], mesh: Mesh | AbstractMesh, backbone: BackboneConfig) -> Layout:
     """One of the tables above for a mesh and a backbone.
 

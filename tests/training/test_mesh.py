@@ -76,7 +76,7 @@ def gradient_on(case: Case, mesh: MeshShape, devices: int, **changes: object) ->
     params, near = (jax.device_put(tree, place(tree)) for tree in (case.params, case.reference))
     trainable, frozen = split_frozen(params, Frozen())
     run = jax.jit(bind(layout, lambda *values: loss_and_gradient(case.graphdef, *values, settings)))
-    batch = sharding.put_by_group(case.batch, layout.mesh)
+    batch = jax.device_put(case.batch, sharding.by_group(layout.mesh))
     return jax.device_get(run(trainable, frozen, near, batch, case.banned))
 
 
@@ -115,7 +115,7 @@ def updated(case: Case, frozen: Frozen, dtype: str = "float32", **changes: str) 
     before = jax.device_get(state)
     settings = dataclasses.replace(SETTINGS, kl_weight=0.0, data_shards=4)
     update = make_update(case.graphdef, optimizer, settings, state, layout)
-    after, _ = update(state, None, sharding.put_by_group(case.batch, layout.mesh), case.banned)
+    after, _ = update(state, None, jax.device_put(case.batch, sharding.by_group(layout.mesh)), case.banned)
     return before, after, layout
 
 
