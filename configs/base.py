@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     model.path = ""  # Hugging Face folder of the policy: config.json, safetensors, tokenizer, image processor
     model.compute_dtype = "float32"  # float32 | bfloat16: matrix products; norms, softmax and rope stay float32
     model.parameter_dtype = "float32"  # float32 | bfloat16: master weights and optimiser state
+    model.export_dtype = "source"  # source (each tensor as in model.path) | float32 | bfloat16: of exported folders
     model.freeze_vision_tower = False  # train the decoder only
     model.remat = "none"  # none | block: recompute each decoder layer in the backward pass to save memory
 

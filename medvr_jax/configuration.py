@@ -35,6 +35,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer": ("grpo", "supervised"),
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.parameter_dtype": ("float32", "bfloat16"),
+    "model.export_dtype": ("source", "float32", "bfloat16"),
     "model.remat": ("none", "block"),
     "data.name": ("synthetic", "jsonl"),
     "evr.entropy_unit": ("nats", "log_vocabulary"),

@@ -102,7 +102,7 @@ def split_frozen(params: nnx.State, freeze_vision_tower: bool) -> tuple[nnx.Stat
 def initial_train_state(
     params: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh, *, freeze_vision_tower: bool
 ) -> TrainState:
-    """Step 0, laid out for training."""
+    """Step 0, laid out for training; parameters that are laid out so already are not copied."""
     params = jax.device_put(params, sharding.parameter_shardings(params, mesh, sharding.TRAINING))
     trainable, frozen = split_frozen(params, freeze_vision_tower)
     # Moments are laid out like the parameters they belong to; counters are replicated.
