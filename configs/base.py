@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     model.path = ""  # Hugging Face folder of the policy, relative to the current one or to that of package medvr_jax
     model.compute_dtype = "float32"  # float32 | bfloat16: matrix products; norms, softmax and rope stay float32
     model.parameter_dtype = "float32"  # float32 | bfloat16: master weights; bfloat16 ones lose changes below 1/256
+    model.export_dtype = "source"  # source (each tensor as in model.path) | float32 | bfloat16: of exported folders
     model.freeze_vision_tower = False  # no gradient, no optimiser state; image features of the rollout are used again
     model.freeze_embeddings = False  # likewise the token embeddings, and a head that is tied to them
     # What each layer of decoder and tower keeps for the backward pass: all; its input and its products with weights; or

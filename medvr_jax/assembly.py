@@ -41,7 +41,8 @@ class Parts:
         config: the run's configuration.
         mesh: the devices.
         graphdef: structure of the backbone.
-        params: its parameters as the model folder has them.
+        params: its parameters as the model folder has them, laid out for training. A train state made of them takes
+            them over: once it is updated, only their shapes are left here.
         backbone: its shapes.
         encoder: tokenizer, image processor and system prompt.
         tools: tools by name.
@@ -101,8 +102,12 @@ def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
         if tools:
             _check_observation_fits(encoder, config.rollout)
         source = make_source(config.data, config.seed)
-    graphdef, params = load_backbone(folder, config.model.parameter_dtype, config.model.compute_dtype)
-    return Parts(config, mesh, graphdef, params, BackboneConfig.from_folder(folder), encoder, tools, source)
+    backbone = BackboneConfig.from_folder(folder)
+    place = functools.partial(
+        sharding.parameter_shardings, layout=sharding.make_layout(sharding.TRAINING, mesh, backbone)
+    )
+    graphdef, params = load_backbone(folder, config.model.parameter_dtype, config.model.compute_dtype, place)
+    return Parts(config, mesh, graphdef, params, backbone, encoder, tools, source)
 
 
 def _check_observation_fits(encoder: Encoder, rollout: Any) -> None:

@@ -47,6 +47,12 @@ NAMES: tuple[tuple[str, str, str], ...] = (
 )
 # Newer transformers nest both parts under "model.".
 NEWER_NAMES = ((re.compile(r"^model\.language_model\."), "model."), (re.compile(r"^model\.visual\."), "visual."))
+STRIP = 64  # rows that a transpose copies at once
+
+
+def names_of(config: BackboneConfig) -> tuple[tuple[str, str, str], ...]:
+    """The table of names of a model of this kind."""
+    return NAMES
 
 
 def canonical(key: str) -> str:
@@ -66,11 +72,34 @@ def file_shape(shape: tuple[int, ...], turn: str, config: BackboneConfig) -> tup
     return shape[::-1] if turn == "kernel" else shape
 
 
-def from_file(tensor: np.ndarray, turn: str) -> np.ndarray:
-    """File layout → ours, up to a reshape: [out, …in] → [in, out]."""
-    return tensor if turn in ("same", "qkv") else tensor.reshape(tensor.shape[0], -1).T
+def width_in_file(shape: tuple[int, ...], turn: str) -> int:
+    """Columns of the file's tensor, seen as a matrix, of one layer's parameter of this shape."""
+    if transposed(turn):
+        return shape[0]
+    return shape[1] if turn == "same" and len(shape) == 2 else 1
 
 
-def to_file(value: np.ndarray, turn: str, shape: tuple[int, ...]) -> np.ndarray:
+def transposed(turn: str) -> bool:
+    """Whether the file's columns are our first axis and its rows the others: [out, in] and [in, …out]."""
+    return turn not in ("same", "qkv")
+
+
+def from_file(block: np.ndarray, turn: str) -> np.ndarray:
+    """File layout [rows, columns] → ours, up to a reshape; also of a part of both."""
+    return transposed_copy(block) if transposed(turn) else block
+
+
+def to_file(value: np.ndarray, turn: str, rows: int) -> np.ndarray:
     """The inverse of `from_file`."""
-    return value.reshape(shape) if turn in ("same", "qkv") else value.reshape(-1, shape[0]).T.reshape(shape)
+    return transposed_copy(value.reshape(-1, rows)) if transposed(turn) else value.reshape(rows, -1)
+
+
+def transposed_copy(matrix: np.ndarray) -> np.ndarray:
+    """The transpose, contiguous; made in strips, which is several times as fast as in one go where it is large."""
+    result = np.empty(matrix.shape[::-1], matrix.dtype)
+    # NumPy copies bfloat16 element by element through a function call, whole numbers of the same size it does not
+    bits = np.dtype(f"u{matrix.dtype.itemsize}")
+    source, target = matrix.view(bits), result.view(bits)
+    for start in range(0, len(source), STRIP):
+        target[:, start : start + STRIP] = source[start : start + STRIP].T
+    return result

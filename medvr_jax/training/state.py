@@ -125,7 +125,7 @@ def split_frozen(params: nnx.State, frozen: Frozen) -> tuple[nnx.State, nnx.Stat
 def initial_train_state(
     params: nnx.State, optimizer: optax.GradientTransformation, layout: Layout, frozen: Frozen
 ) -> TrainState:
-    """Step 0, laid out for training."""
+    """Step 0, laid out for training; parameters that are laid out so already are not copied."""
     trainable, fixed = split_frozen(jax.device_put(params, sharding.parameter_shardings(params, layout)), frozen)
     shardings = optimizer_shardings(optimizer, trainable, layout)
     state = jax.jit(optimizer.init, out_shardings=shardings)(trainable)

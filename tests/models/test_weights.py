@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from medvr_jax.errors import UserError
-from medvr_jax.models import weights
+from medvr_jax.models import weights_out
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.weights import load_backbone, random_backbone, save_backbone
 from tests.models import cases
@@ -87,19 +87,21 @@ def test_newer_names_and_a_written_tied_head_are_read(pair, tmp_path):
 
 
 def test_large_exports_are_sharded(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(weights_out, "SHARD_BYTES", 300_000)
     save_backbone(tmp_path / "out", pair.config, pair.params)
     files = sorted(x.name for x in (tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 2 and files[0].startswith("model-00001-of-")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == set(files)
+    assert all((tmp_path / "out" / name).stat().st_size <= 300_000 for name in files)
+    assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in jax.tree.leaves(pair.params))
     assert_identical(load_backbone(tmp_path / "out")[1], pair.params)
     AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
 
 
 def test_export_replaces_weights_keeps_the_rest_and_never_leaves_half(pair, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(weights, "SHARD_BYTES", 200_000)
+    monkeypatch.setattr(weights_out, "SHARD_BYTES", 300_000)
     save_backbone(out, pair.config, pair.params)
     (out / "tokenizer.json").write_text("kept")
     before = {x.name: x.read_bytes() for x in out.iterdir()}
@@ -108,7 +110,7 @@ def test_export_replaces_weights_keeps_the_rest_and_never_leaves_half(pair, tmp_
         raise OSError("disk full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(weights, "save_file", fail)
+        broken.setattr(weights_out, "_write_piece", fail)
         with pytest.raises(OSError, match="disk full"):
             save_backbone(out, pair.config, pair.params)
     assert {x.name: x.read_bytes() for x in out.iterdir()} == before
