@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 from medvr_jax.errors import UserError
 from medvr_jax.models.backbone import Backbone
 from medvr_jax.models.config import BackboneConfig
-from medvr_jax.models.weight_names import NAMES, canonical, file_shape, from_file, to_file
+from medvr_jax.models.weight_names import canonical, file_shape, from_file, names_of, to_file
 
 SHARD_BYTES = 4 * 2**30
 ParameterPath = tuple[str, ...]
@@ -145,10 +145,8 @@ def _tensors(
     config: BackboneConfig, flat: dict[ParameterPath, nnx.Variable]
 ) -> Iterator[tuple[str, ParameterPath, int | None, str, tuple[int, ...]]]:
     """(name, path, layer, turn, shape in the file) of every tensor that the model has."""
-    for pattern, dotted, turn in NAMES:
+    for pattern, dotted, turn in names_of(config):
         path = tuple(dotted.split("."))
-        if path not in flat:
-            continue  # a tied head
         shape = tuple(flat[path].shape)
         if "{}" not in pattern:
             yield pattern, path, None, turn, file_shape(shape, turn, config)
