@@ -62,7 +62,16 @@ def test_variants_differ_in_what_they_are_about_only() -> None:
         assert differing <= {"rollout.tools", "evr.enabled", "rewards.tool", "prompt.system"}, variant
 
 
-def test_7b_recipe_is_valid_once_model_and_data_are_given(model_folder: Path, tmp_path: Path) -> None:
+# file, and a few of its values: prompts, trajectories, tools, the tool's reward, KL weight
+LARGE_RECIPES = {
+    "medvr_qwen2_5_vl_7b": (256, 16, ("image_zoom_in_tool",), "consensus", 1e-3),
+    "medvr_qwen2_5_vl_3b": (32, 16, ("image_zoom_in_tool",), "consensus", 1e-3),
+    "medvlm_r1_qwen2_vl_2b": (8, 4, (), "none", 0.04),
+}
+
+
+@pytest.mark.parametrize("name", LARGE_RECIPES)
+def test_large_recipes_are_valid_once_model_and_data_are_given(name: str, model_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     file.touch()
     overrides = [
@@ -71,9 +80,12 @@ def test_7b_recipe_is_valid_once_model_and_data_are_given(model_folder: Path, tm
         ("data.test_file", str(file)),
         ("data.image_folder", str(tmp_path)),
     ]
-    recipe = str(REPOSITORY / "configs" / "medvr_qwen2_5_vl_7b.py")
+    recipe = str(REPOSITORY / "configs" / f"{name}.py")
     config = configuration.load_config(recipe, overrides)
-    assert (config.rollout.trajectories, config.data.prompts_per_step, config.evr.gamma) == (16, 256, 0.5)
+    flat = dict(configuration.leaves(config))
+    fields = ("data.prompts_per_step", "rollout.trajectories", "rollout.tools", "rewards.tool", "grpo.kl_weight")
+    assert tuple(flat[field] for field in fields) == LARGE_RECIPES[name]
+    configuration.check_batches(flat, config.mesh.fsdp)
     with pytest.raises(UserError, match="model.path: '' is not a folder"):
         configuration.load_config(recipe, overrides[1:])
 

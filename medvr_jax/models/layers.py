@@ -47,6 +47,19 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     return wide.astype(x.dtype) * scale.astype(x.dtype)
 
 
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """Centres x [..., D] and divides it by its standard deviation, scales and shifts it, all in float32."""
+    wide = x.astype(jnp.float32)
+    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """The logistic approximation of GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """x [..., in] times kernel [in, out] in x's dtype.
 

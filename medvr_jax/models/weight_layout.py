@@ -121,8 +121,6 @@ def layouts(config: BackboneConfig, flat: dict[ParameterPath, nnx.Variable]) -> 
     made = []
     for pattern, dotted, turn in names_of(config):
         path = tuple(dotted.split("."))
-        if path not in flat:
-            continue  # a tied head
         shape, stacked = tuple(flat[path].get_value().shape), "{}" in pattern
         names = tuple(pattern.format(layer) for layer in range(shape[0])) if stacked else (pattern,)
         made.append(Layout(path, shape, turn, names, file_shape(shape[stacked:], turn, config), stacked))
