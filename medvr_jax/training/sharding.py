@@ -118,3 +118,14 @@ def parameter_shardings(params: nnx.State, layout: Layout) -> nnx.State:
         return variable.replace(NamedSharding(layout.mesh, axes))
 
     return nnx.map_state(spec, params)
+
+
+def describe_shardings(params: nnx.State, layout: Layout) -> str:
+    """One line for each parameter: its path, its shape, and the mesh axes that its dimensions lie on."""
+    places = dict(nnx.to_flat_state(parameter_shardings(params, layout)))
+    lines = []
+    for path, variable in nnx.to_flat_state(params):
+        shape = " x ".join(map(str, variable.get_value().shape))
+        axes = ", ".join(axis or "-" for axis in places[path].get_value().spec)
+        lines.append(f"{'.'.join(map(str, path))}: {shape}: {axes}\n")
+    return "".join(sorted(lines))
