@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medvr_jax.errors import UserError
+from medvr_jax.models.attention_backend import XLA, AttentionBackend
 
 MESH_AXES = ("data", "fsdp", "tensor")
 # Groups are split over both axes that hold whole prompts.
@@ -23,6 +24,7 @@ BATCH_AXES = ("data", "fsdp")
 
 _HEADS = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocabulary": "tensor"}
 _VISION = {"vision_heads": "tensor", "vision_mlp": "tensor"}
+_ATTENTION_PLATFORMS = {"splash": "tpu", "fused": "gpu"}
 TRAINING: Mapping[str, str] = _HEADS | _VISION | {"embed": "fsdp", "vision_embed": "fsdp"}
 SAMPLING: Mapping[str, str] = _HEADS | _VISION
 
@@ -69,6 +71,20 @@ def by_group(mesh: Mesh) -> NamedSharding:
 def put_by_group(tree: Any, mesh: Mesh) -> Any:
     """Host arrays with leading axis B onto the devices."""
     return jax.device_put(tree, by_group(mesh))
+
+
+def attention_backend(choice: str, mesh: Mesh) -> AttentionBackend:
+    """The back end that `model.attention` asks for, its kernels spread over the mesh as groups and heads are.
+
+    Raises:
+        UserError: where the mesh's devices do not run it.
+    """
+    platform = mesh.devices.flat[0].platform
+    allowed = ["auto", "xla", *(kind for kind, needed in _ATTENTION_PLATFORMS.items() if needed == platform)]
+    if choice not in allowed:
+        raise UserError(f"model.attention: found {choice!r}, allowed on {platform} devices are {', '.join(allowed)}")
+    kind = allowed[-1] if choice == "auto" else choice
+    return XLA if kind == "xla" else AttentionBackend(kind, mesh, BATCH_AXES, (TRAINING["heads"],))
 
 
 def parameter_shardings(params: nnx.State, mesh: Mesh, rules: Mapping[str, str]) -> nnx.State:
