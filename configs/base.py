@@ -37,6 +37,7 @@ def get_config() -> ConfigDict:
     # What each layer of decoder and tower keeps for the backward pass: all; its input and its products with weights; or
     # its input alone.
     model.remat = "none"  # none | dots | block
+    model.attention = "auto"  # auto (by the devices) | xla (anywhere) | splash (TPU) | fused (NVIDIA GPU)
 
     mesh = config.mesh = section()
     mesh.data = -1  # devices that split the prompts of a step; -1 = all that the other axes leave

@@ -37,6 +37,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer": ("grpo", "supervised"),
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.parameter_dtype": ("float32", "bfloat16"),
+    "model.attention": ("auto", "xla", "splash", "fused"),
     "model.export_dtype": ("source", "float32", "bfloat16"),
     "model.remat": ("none", "dots", "block"),
     "optimizer.moment_dtype": ("float32", "bfloat16"),

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medvr_jax.errors import UserError
+from medvr_jax.models.attention_backend import XLA, AttentionBackend
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.partitioning import Layout, MeshAxes
 
@@ -33,6 +34,7 @@ SAMPLING: Mapping[str, MeshAxes] = {
     "vision_mlp": "tensor",
 }
 TRAINING: Mapping[str, MeshAxes] = SAMPLING | {"embed": "fsdp", "vision_embed": "fsdp"}
+_ATTENTION_PLATFORMS = {"splash": "tpu", "fused": "gpu"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +94,20 @@ def make_layout(rules: Mapping[str, MeshAxes], mesh: Mesh | AbstractMesh, backbo
     if backbone.text.num_kv_heads % tensor:
         rules = {**rules, "kv_heads": None}
     return Layout(mesh, rules)
+
+
+def attention_backend(choice: str, mesh: Mesh) -> AttentionBackend:
+    """The back end that `model.attention` asks for, its kernels spread over the mesh as groups and heads are.
+
+    Raises:
+        UserError: where the mesh's devices do not run it.
+    """
+    platform = mesh.devices.flat[0].platform
+    allowed = ["auto", "xla", *(kind for kind, needed in _ATTENTION_PLATFORMS.items() if needed == platform)]
+    if choice not in allowed:
+        raise UserError(f"model.attention: found {choice!r}, allowed on {platform} devices are {', '.join(allowed)}")
+    kind = allowed[-1] if choice == "auto" else choice
+    return XLA if kind == "xla" else AttentionBackend(kind, mesh, BATCH_AXES, (TRAINING["heads"],))
 
 
 def parameter_shardings(params: nnx.State, layout: Layout) -> nnx.State:
