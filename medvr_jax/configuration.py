@@ -52,6 +52,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "mesh.data": (-1, math.inf),
+    "model.images_at_once": (0, math.inf),
     "rollout.trajectories": (2, math.inf),
     "rollout.response_length": (2, math.inf),  # the first token is the prompt's last
     "data.synthetic.seed": (0, math.inf),

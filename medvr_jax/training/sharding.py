@@ -33,7 +33,13 @@ SAMPLING: Mapping[str, MeshAxes] = {
     "vision_heads": "tensor",
     "vision_mlp": "tensor",
 }
-TRAINING: Mapping[str, MeshAxes] = SAMPLING | {"embed": "fsdp", "vision_embed": "fsdp"}
+# What is kept between layers for the backward pass is split over `tensor` too, by trajectories and prompt tokens.
+TRAINING: Mapping[str, MeshAxes] = SAMPLING | {
+    "embed": "fsdp",
+    "vision_embed": "fsdp",
+    "kept_trajectories": "tensor",
+    "kept_tokens": "tensor",
+}
 _ATTENTION_PLATFORMS = {"splash": "tpu", "fused": "gpu"}
 
 

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from medvr_jax.models import attention, attention_fused, attention_splash
 from medvr_jax.models.attention_backend import XLA, AttentionBackend
-from medvr_jax.models.backbone import with_attention
+from medvr_jax.models.backbone import with_settings
 from tests.models import cases
 from tests.models.test_backbone import three_turn_group
 
@@ -206,7 +206,7 @@ def test_backbone_with_each_back_end(pair, backend):
 
     found, expected = (
         jax.jit(functools.partial(run, graphdef))(pair.params)
-        for graphdef in (with_attention(pair.graphdef, pair.params, backend), pair.graphdef)
+        for graphdef in (with_settings(pair.graphdef, pair.params, attention=backend), pair.graphdef)
     )
     assert_close(found, expected, 1e-5)
 
