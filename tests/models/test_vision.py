@@ -137,7 +137,7 @@ def test_images_of_groups_may_lie_on_several_devices(sibling, images):
     features = jax.jit(lambda params, x: image_features(nnx.merge(sibling.graphdef, params), x))(params, spread)
     plain = cases.encode(sibling.graphdef, sibling.params, batch)
     assert features.shape == (2, 4 * S // 4, plain.shape[-1])
-    np.testing.assert_allclose(features.reshape(plain.shape), plain, atol=1e-5)
+    np.testing.assert_allclose(features.reshape(plain.shape), plain, atol=1e-4)  # features reach 10
 
 
 def test_scanned_and_recomputed_towers_agree(sibling, images, monkeypatch):
