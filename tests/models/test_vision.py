@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from transformers.vision_utils import get_vision_window_index
 
 from medvr_jax.models import vision
@@ -125,6 +126,19 @@ def test_each_block_equals_transformers(sibling, images):
         np.testing.assert_allclose(rows(x), expected, rtol=1e-5, atol=1e-4, err_msg=f"block {block}")
     np.testing.assert_allclose(rows(ours.merge(x), 4), features, atol=1e-4)
     np.testing.assert_allclose(rows(ours(batch), 4), features, atol=1e-4)
+
+
+def test_images_of_groups_may_lie_on_several_devices(sibling, images):
+    """Without windows some arrays of a batch have no elements; they are spread like the others."""
+    batch, _ = images
+    grouped = jax.tree.map(lambda leaf: leaf.reshape(2, 4, *leaf.shape[1:]), batch)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    spread = jax.device_put(grouped, NamedSharding(mesh, PartitionSpec("data")))
+    params = jax.device_put(sibling.params, NamedSharding(mesh, PartitionSpec()))
+    features = jax.jit(lambda params, x: image_features(nnx.merge(sibling.graphdef, params), x))(params, spread)
+    plain = cases.encode(sibling.graphdef, sibling.params, batch)
+    assert features.shape == (2, 4 * S // 4, plain.shape[-1])
+    np.testing.assert_allclose(features.reshape(plain.shape), plain, atol=1e-4)  # features reach 10
 
 
 def test_scanned_and_recomputed_towers_agree(sibling, images, monkeypatch):
