@@ -87,13 +87,13 @@ def test_newer_names_and_a_written_tied_head_are_read(pair, tmp_path):
 
 
 def test_large_exports_are_sharded(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights_out, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(weights_out, "SHARD_BYTES", 350_000)
     save_backbone(tmp_path / "out", pair.config, pair.params)
     files = sorted(x.name for x in (tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 2 and files[0].startswith("model-00001-of-")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == set(files)
-    assert all((tmp_path / "out" / name).stat().st_size <= 300_000 for name in files)
+    assert all((tmp_path / "out" / name).stat().st_size <= 350_000 for name in files)
     assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in jax.tree.leaves(pair.params))
     assert_identical(load_backbone(tmp_path / "out")[1], pair.params)
     AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
@@ -101,7 +101,7 @@ def test_large_exports_are_sharded(pair, tmp_path, monkeypatch):
 
 def test_export_replaces_weights_keeps_the_rest_and_never_leaves_half(pair, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(weights_out, "SHARD_BYTES", 300_000)
+    monkeypatch.setattr(weights_out, "SHARD_BYTES", 350_000)
     save_backbone(out, pair.config, pair.params)
     (out / "tokenizer.json").write_text("kept")
     before = {x.name: x.read_bytes() for x in out.iterdir()}
