@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from medvr_jax import assembly
+from medvr_jax import assembly, distributed
+from medvr_jax.datasets.example import Example
 from medvr_jax.evaluation.greedy import predict, summarise
 from medvr_jax.inputs.chat import encode_prompts
 from medvr_jax.rollout.trajectories import Rollout
 from medvr_jax.training import sharding
 from medvr_jax.training.rewarding import Rewards, reward_rollout
-from medvr_jax.training.state import TrainState, initial_train_state, make_optimizer, sampling_layout
+from medvr_jax.training.state import Frozen, TrainState, initial_train_state, make_cast, make_optimizer
 from medvr_jax.training.update import TrainBatch, make_scorer, make_update
 
 
 class Step(NamedTuple):
-    """What one step of training produced: rollout, rewards, the update's metrics, and seconds by phase."""
+    """What one step of training produced: rollout, rewards, the update's metrics, and seconds by phase.
 
+    Rollout and rewards are those of this process's groups, which `rows` names.
+    """
+
+    rows: distributed.Rows
     rollout: Rollout
     rewards: Rewards
     metrics: dict[str, float]
@@ -35,15 +41,18 @@ class Trainer:
         config = self.config = parts.config
         self.parts = parts
         self.state, optimizer = make_train_state(parts)
-        self._to_sampling = sampling_layout(parts.params, parts.mesh, config.model.compute_dtype)
+        self._to_sampling = make_cast(parts.params, parts.sampling_layout, config.model.compute_dtype)
         self._settings = assembly.update_settings(config, parts.mesh)
-        self._update = make_update(parts.graphdef, optimizer, self._settings, self.state)
-        self._scorer = make_scorer(parts.graphdef, self._settings)
+        self._update = make_update(parts.graphdef, optimizer, self._settings, self.state, parts.training_layout)
+        self._scorer = make_scorer(parts.graphdef, self._settings, parts.training_layout)
         self._rewards = assembly.reward_settings(config)
         self._engine = parts.engine(assembly.training_rollout(config, parts.backbone))
         self._evaluator = parts.engine(assembly.greedy_rollout(config))
         # The reference is the policy before training, kept only when the loss asks for it.
-        self._reference = self._to_sampling(self.state.params) if config.grpo.kl_weight else None
+        self._reference = None
+        if config.grpo.kl_weight:
+            to_reference = make_cast(parts.params, parts.training_layout, config.model.compute_dtype)
+            self._reference = to_reference(self.state.params)
         self._banned = jax.device_put(self._engine.tables.banned, sharding.replicated(parts.mesh))
 
     def sampling_params(self) -> nnx.State:
@@ -59,17 +68,23 @@ class Trainer:
             self.sampling_params(),
             self.parts.encoder,
             examples,
-            config.data.evaluation_batch,
+            self.parts.rows(config.data.evaluation_batch),
             progress,
         )
         return summarise(predictions)
+
+    def examples(self, number: int, rows: Iterable[int]) -> list[Example]:
+        """The examples of these rows of a step's batch."""
+        start = number * self.config.data.prompts_per_step
+        return [example for row in rows for example in self.parts.source.train(start + int(row), 1)]
 
     def step(self, number: int) -> Step:
         """Rolls out the step's prompts with the current policy, rewards them, and updates the state."""
         config, seconds = self.config, {}
         started = time.perf_counter()
-        size = config.data.prompts_per_step
-        prompts = encode_prompts(self.parts.source.train(number * size, size), self.parts.encoder)
+        rows = self.parts.rows(config.data.prompts_per_step)
+        with distributed.together():
+            prompts = encode_prompts(self.examples(number, rows.here), self.parts.encoder)
         seconds["preprocess"] = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -87,7 +102,7 @@ class Trainer:
         started = time.perf_counter()
         metrics = self._update_on(self.train_batch(rollout, rewards))
         seconds["update"] = time.perf_counter() - started
-        return Step(rollout, rewards, metrics, seconds)
+        return Step(rows, rollout, rewards, metrics, seconds)
 
     def train_batch(self, rollout: Rollout, rewards: Rewards) -> TrainBatch:
         """The rollout as the update takes it. A frozen tower's features are used again; else it encodes anew."""
@@ -111,7 +126,7 @@ class Trainer:
             feature_index=rollout.feature_index,
             crop_features=rollout.crop_features if frozen else (),
             old_log_probabilities=None,
-            **sharding.put_by_group(arrays, mesh),
+            **distributed.put_rows(arrays, sharding.by_group(mesh)),
         )
 
     def _update_on(self, batch: TrainBatch) -> dict[str, float]:
@@ -132,5 +147,6 @@ class Trainer:
 def make_train_state(parts: assembly.Parts) -> tuple[TrainState, Any]:
     """The state at step 0 and its optimiser."""
     optimizer = make_optimizer(assembly.optimizer_settings(parts.config))
-    frozen = parts.config.model.freeze_vision_tower
-    return initial_train_state(parts.params, optimizer, parts.mesh, freeze_vision_tower=frozen), optimizer
+    model = parts.config.model
+    frozen = Frozen(vision_tower=model.freeze_vision_tower, embeddings=model.freeze_embeddings)
+    return initial_train_state(parts.params, optimizer, parts.training_layout, frozen), optimizer
