@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medvr_jax.errors import UserError
-from medvr_jax.models.attention_backend import XLA, AttentionBackend
+from medvr_jax.models.attention_backend import AttentionBackend
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.partitioning import Layout, MeshAxes
 
@@ -103,7 +103,7 @@ def make_layout(rules: Mapping[str, MeshAxes], mesh: Mesh | AbstractMesh, backbo
 
 
 def attention_backend(choice: str, mesh: Mesh) -> AttentionBackend:
-    """The back end that `model.attention` asks for, its kernels spread over the mesh as groups and heads are.
+    """The back end that `model.attention` asks for.
 
     Raises:
         UserError: where the mesh's devices do not run it.
@@ -113,7 +113,7 @@ def attention_backend(choice: str, mesh: Mesh) -> AttentionBackend:
     if choice not in allowed:
         raise UserError(f"model.attention: found {choice!r}, allowed on {platform} devices are {', '.join(allowed)}")
     kind = allowed[-1] if choice == "auto" else choice
-    return XLA if kind == "xla" else AttentionBackend(kind, mesh, BATCH_AXES, (TRAINING["heads"],))
+    return AttentionBackend(kind)
 
 
 def parameter_shardings(params: nnx.State, layout: Layout) -> nnx.State:

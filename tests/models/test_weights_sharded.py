@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from medvr_jax.models import safetensors_file, weight_layout, weights_out
 from medvr_jax.models.model_files import stored_dtypes
+from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.weights import load_backbone, save_backbone
 from medvr_jax.training import sharding
 from tests.models.test_weights import assert_identical
@@ -30,7 +31,7 @@ MESHES = ((1, 8, 1), (1, 4, 2), (2, 2, 2), (8, 1, 1), (1, 1, 2))
 
 def layout(data: int, fsdp: int, tensor: int) -> functools.partial:
     mesh = sharding.make_mesh(sharding.MeshShape(data, fsdp, tensor), jax.devices()[: data * fsdp * tensor])
-    return functools.partial(sharding.parameter_shardings, mesh=mesh, rules=sharding.TRAINING)
+    return functools.partial(sharding.parameter_shardings, layout=Layout(mesh, sharding.TRAINING))
 
 
 def raw_tensors(folder: Path) -> dict[str, tuple[str, list[int], bytes]]:
