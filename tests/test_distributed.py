@@ -187,6 +187,39 @@ def test_nothing_hangs_when_one_process_has_no_tool_call(clone: Path, runs: tupl
     assert [t["texts"] for t in second] == [t["texts"][:1] for t in first]
 
 
+ALONE = """
+import os, jax
+from medvr_jax import distributed, processes
+from medvr_jax.errors import UserError
+distributed.initialise(processes.read_processes(os.environ))
+with distributed.ending_together():
+    assert distributed.gather_json(jax.process_index()) == [0, 1]
+    assert not distributed.any_process(False)  # from now on they are connected; else it takes a heartbeat's 100 s
+    if jax.process_index() == 1:
+        raise UserError("mine alone")
+    distributed.any_process(True)
+"""
+
+
+def test_slurm_is_detected_and_who_fails_alone_does_not_leave_the_other_waiting(clone: Path) -> None:
+    """With the variables of a SLURM step of two tasks."""
+    step = {"SLURM_JOB_ID": str(10000 + os.getpid() % 4096), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    shared = environment(clone) | step | {"SLURM_STEP_NUM_TASKS": "2", "MEDVR_PROCESSES": "auto"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", ALONE],
+            cwd=REPOSITORY,
+            env=shared | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    errors = [process.communicate(timeout=300)[1] for process in both]
+    assert [process.returncode for process in both] == [1, 2]
+    assert errors[1].splitlines()[-1] == "medvr_jax: mine alone"
+
+
 def test_a_wrong_mesh_is_an_error_of_both(clone: Path) -> None:
     """Found before the processes look for each other; the script ends with their status."""
     script = start(clone, clone / "wrong", mesh__data=3)
