@@ -24,6 +24,7 @@ from medvr_jax.inputs.tokenizer import make_token_tables
 from medvr_jax.models.backbone import PromptCache, PromptInputs, ResponseInputs
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.features import image_features
+from medvr_jax.models.partitioning import Layout, bind
 from medvr_jax.models.vision import ImageBatch
 from medvr_jax.rollout import loop
 from medvr_jax.rollout.evr import EvrSettings
@@ -70,7 +71,8 @@ class RolloutEngine:
         tools: Mapping[str, Tool],
         settings: RolloutSettings,
         put: Callable[[Any], Any],
-        read: Callable[[Any], Any] = jax.device_get,
+        read: Callable[[Any], Any],
+        layout: Layout,
     ) -> None:
         """Prepares the programs; they are compiled at the first `run`.
 
@@ -82,6 +84,7 @@ class RolloutEngine:
             settings: static shapes and rules.
             put: takes a tree of host arrays, this process's rows of the leading axis B, to the devices.
             read: brings a tree of device arrays back, this process's rows of them.
+            layout: that of sampling.
         """
         self.settings, self.config, self.encoder, self.tools = settings, config, encoder, tools
         self._put, self._read = put, read
@@ -89,9 +92,9 @@ class RolloutEngine:
         self.tables = loop.VocabularyTables.from_tokenizer(tables)
         self.tool_turns = settings.max_turns - 1 if tools else 0  # Z: turns after which a crop may come back
         self.crop_features = settings.crop_patches // config.vision.merge_unit  # F: feature rows per crop
-        self._prefill = jax.jit(functools.partial(_prefill, graphdef, settings))
-        self._decode = jax.jit(functools.partial(_decode, graphdef, settings), donate_argnums=2)
-        self._serve = jax.jit(functools.partial(_serve, graphdef), donate_argnums=2)
+        self._prefill = jax.jit(bind(layout, functools.partial(_prefill, graphdef, settings)))
+        self._decode = jax.jit(bind(layout, functools.partial(_decode, graphdef, settings)), donate_argnums=2)
+        self._serve = jax.jit(bind(layout, functools.partial(_serve, graphdef)), donate_argnums=2)
 
     def run(self, params: nnx.State, prompts: Sequence[Prompt], key: jax.Array) -> Rollout:
         """One group of M trajectories for each of the B prompts.
