@@ -22,7 +22,7 @@ from medvr_jax.processes import read_processes  # noqa: E402
 from medvr_jax.rollout import turns  # noqa: E402
 from medvr_jax.rollout.trajectories import Rollout  # noqa: E402
 from medvr_jax.training import sharding  # noqa: E402
-from medvr_jax.training.state import sampling_layout  # noqa: E402
+from medvr_jax.training.state import make_cast  # noqa: E402
 from medvr_jax.training.trainer import make_train_state  # noqa: E402
 from tests.tiny_run import small_config  # noqa: E402
 
@@ -71,7 +71,7 @@ def rollouts(overrides: dict[str, str]) -> list[list[dict]]:
     config = small_config(**overrides)
     parts = assembly.assemble(config)
     params = make_train_state(parts)[0].params
-    params = sampling_layout(parts.params, parts.mesh, config.model.compute_dtype)(params)
+    params = make_cast(parts.params, parts.sampling_layout, config.model.compute_dtype)(params)
     engine = parts.engine(assembly.greedy_rollout(config))
     rows = parts.rows(config.data.evaluation_batch)
     examples = parts.source.test(rows.total)
