@@ -45,8 +45,9 @@ def over_devices(
 ) -> tuple[jax.Array, ...]:
     """kernel(*arrays) with axis 0 (groups) and the head axes of every array split as the layout says.
 
-    XLA cannot partition a kernel, so each device is handed its part. Without a layout there is one device. An axis that does not divide stays whole, and is
-    then computed on every device. Key and value heads that do not divide are repeated until they do.
+    XLA cannot partition a kernel, so each device is handed its part. Without a layout there is one device. An axis that
+    does not divide stays whole, and is then computed on every device. Key and value heads that do not divide are
+    repeated until they do.
 
     Args:
         head_axis: per array, the axis of its query or key/value heads; None = no heads.

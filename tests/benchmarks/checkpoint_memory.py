@@ -29,7 +29,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from medvr_jax.models.config import BackboneConfig  # noqa: E402
 from medvr_jax.models.model_files import INDEX, stored_dtypes, stored_tensors  # noqa: E402
-from medvr_jax.models.partitioning import Layout
+from medvr_jax.models.partitioning import Layout  # noqa: E402
 from medvr_jax.models.safetensors_file import DTYPES, StoredTensor, header_bytes  # noqa: E402
 from medvr_jax.models.weights import load_backbone, save_backbone  # noqa: E402
 from medvr_jax.training import sharding  # noqa: E402
