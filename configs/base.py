@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
 
     mesh = config.mesh = section()
     mesh.data = -1  # devices that split the prompts of a step; -1 = all that the other axes leave
-    mesh.fsdp = 1  # devices that split the prompts and also the parameters
+    mesh.fsdp = 1  # devices that split the prompts and also the parameters; -1 = all that the others leave
     mesh.tensor = 1  # devices that split heads and MLP width
     mesh.host_devices = 1  # devices that a process on a CPU host has; GPU and TPU ignore it
 
@@ -72,6 +72,7 @@ def get_config() -> ConfigDict:
 
     rollout = config.rollout = section()
     rollout.trajectories = 16  # M
+    rollout.groups_at_once = 0  # groups sampled at a time; 0 = all of a step; changes memory, not results
     rollout.temperature = 1.0  # of sampling and of the scorer alike; evaluation is greedy
     rollout.max_turns = 5  # turns of the policy in one trajectory, the answer's included
     rollout.response_length = 1024  # T; a trajectory that would grow longer ends, truncated

@@ -125,7 +125,8 @@ def _check_observation_fits(encoder: Encoder, rollout: Any) -> None:
 
 
 def _flat(config: Any) -> dict[str, Any]:
-    return {f"{section}.{name}": value for section in ("data", "grpo") for name, value in config[section].items()}
+    sections = ("data", "grpo", "rollout")
+    return {f"{section}.{name}": value for section in sections for name, value in config[section].items()}
 
 
 def training_rollout(config: Any, backbone: BackboneConfig) -> RolloutSettings:

@@ -52,8 +52,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "mesh.data": (-1, math.inf),
+    "mesh.fsdp": (-1, math.inf),
     "model.images_at_once": (0, math.inf),
     "rollout.trajectories": (2, math.inf),
+    "rollout.groups_at_once": (0, math.inf),
     "rollout.response_length": (2, math.inf),  # the first token is the prompt's last
     "data.synthetic.seed": (0, math.inf),
     "data.synthetic.margin": (0, 0.49),
@@ -265,23 +267,29 @@ def _patch_side(model_path: str) -> int:
 
 
 def _batches_divide(c: Mapping[str, Any]) -> None:
-    batch, micro = c["data.prompts_per_step"], c["grpo.micro_batch_groups"]
-    if micro and batch % micro:
-        raise UserError(
-            f"grpo.micro_batch_groups: found {micro}, allowed are 0 and the divisors of data.prompts_per_step = {batch}"
-        )
-    data, inner, devices = c["mesh.data"], c["mesh.fsdp"] * c["mesh.tensor"], _cpu_devices(c)
-    if data == 0:
-        raise UserError("mesh.data: found 0, allowed is -1 or 1 or more")
-    if devices > 1:  # a CPU host: the mesh is known before jax starts
-        if devices % inner or (data > 0 and data * inner != devices):
+    batch = c["data.prompts_per_step"]
+    for name in ("grpo.micro_batch_groups", "rollout.groups_at_once"):
+        if c[name] and batch % c[name]:
             raise UserError(
-                f"mesh: data {data} x fsdp {c['mesh.fsdp']} x tensor {c['mesh.tensor']} does not give "
+                f"{name}: found {c[name]}, allowed are 0 and the divisors of data.prompts_per_step = {batch}"
+            )
+    sizes = {name: c[f"mesh.{name}"] for name in ("data", "fsdp", "tensor")}
+    for name, size in sizes.items():
+        if size == 0:
+            raise UserError(f"mesh.{name}: found 0, allowed is -1 or 1 or more")
+    free, devices = [name for name, size in sizes.items() if size == -1], _cpu_devices(c)
+    if len(free) > 1:
+        raise UserError(f"mesh.{free[1]}: found -1 as well as mesh.{free[0]}; one of them may be -1")
+    if devices > 1:  # a CPU host: the mesh is known before jax starts
+        fixed = math.prod(size for size in sizes.values() if size > 0)
+        if devices % fixed or (not free and fixed != devices):
+            raise UserError(
+                f"mesh: data {sizes['data']} x fsdp {sizes['fsdp']} x tensor {sizes['tensor']} does not give "
                 f"mesh.host_devices{'' if devices == c['mesh.host_devices'] else f' x {COUNT}'} = {devices}"
             )
-        data = devices // inner
-    if data > 0:
-        check_batches(c, data * c["mesh.fsdp"])
+        sizes |= {name: devices // fixed for name in free}
+    if sizes["data"] > 0 and sizes["fsdp"] > 0:
+        check_batches(c, sizes["data"] * sizes["fsdp"])
 
 
 def _cpu_devices(c: Mapping[str, Any]) -> int:
@@ -292,7 +300,7 @@ def _cpu_devices(c: Mapping[str, Any]) -> int:
 
 def check_batches(c: Mapping[str, Any], shards: int) -> None:
     """UserError unless every batch of groups can be split over this many devices. `c` maps dotted names to values."""
-    for name in ("data.prompts_per_step", "data.evaluation_batch", "grpo.micro_batch_groups"):
+    for name in ("data.prompts_per_step", "data.evaluation_batch", "grpo.micro_batch_groups", "rollout.groups_at_once"):
         if c[name] % shards:
             raise UserError(f"{name}: found {c[name]}, allowed are multiples of the mesh's data x fsdp = {shards}")
 

@@ -14,6 +14,7 @@ from medvr_jax import assembly, distributed
 from medvr_jax.datasets.example import Example
 from medvr_jax.evaluation.greedy import predict, summarise
 from medvr_jax.inputs.chat import encode_prompts
+from medvr_jax.rollout.parts import PartedRollout
 from medvr_jax.rollout.trajectories import Rollout
 from medvr_jax.training import sharding
 from medvr_jax.training.rewarding import Rewards, reward_rollout
@@ -47,6 +48,9 @@ class Trainer:
         self._scorer = make_scorer(parts.graphdef, self._settings, parts.training_layout)
         self._rewards = assembly.reward_settings(config)
         self._engine = parts.engine(assembly.training_rollout(config, parts.backbone))
+        groups = config.data.prompts_per_step
+        at_once = config.rollout.groups_at_once or groups
+        self._rollouts = PartedRollout(self._engine, parts.sampling_layout, groups, at_once)
         self._evaluator = parts.engine(assembly.greedy_rollout(config))
         # The reference is the policy before training, kept only when the loss asks for it.
         self._reference = None
@@ -90,7 +94,7 @@ class Trainer:
         started = time.perf_counter()
         params = jax.block_until_ready(self.sampling_params())
         seconds["reshard"] = time.perf_counter() - started
-        rollout = self._engine.run(params, prompts, assembly.run_seed_key(config, number))
+        rollout = self._rollouts.run(params, prompts, assembly.run_seed_key(config, number))
         del params
         for name, value in rollout.seconds.items():
             seconds[name] = seconds.get(name, 0.0) + value

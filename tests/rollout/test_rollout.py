@@ -13,6 +13,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from medvr_jax import assembly
 from medvr_jax.inputs.chat import encode_prompts
+from medvr_jax.rollout.parts import PartedRollout
 from medvr_jax.rollout.state import DECISION_FIELDS
 from medvr_jax.rollout.trajectories import Rollout
 from medvr_jax.training import sharding
@@ -201,6 +202,23 @@ def test_the_number_of_devices_changes_nothing() -> None:
         [{name: pytest.approx(value, abs=1e-4) for name, value in d.items()} for d in group]
         for group in eight.decisions
     ]
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_parts_change_nothing(devices: int) -> None:
+    """Eight groups at once, or two from each of the batch's shards at a time: all that the update reads is the same."""
+    parts, whole = roll(devices=devices, prompts=slice(0, 8), mesh__host_devices=devices)
+    layout = parts.sampling_layout
+    engine = parts.engine(assembly.training_rollout(parts.config, parts.backbone))
+    params = jax.device_put(parts.params, sharding.parameter_shardings(parts.params, layout))
+    key = assembly.run_seed_key(parts.config, 0)
+    parted = PartedRollout(engine, layout, 8, 2 * devices).run(params, whole.prompts, key)
+    same_tokens(whole, parted)
+    assert [p.example.id for p in parted.prompts] == [p.example.id for p in whole.prompts]
+    for name in ("prompt_inputs", "tokens", "positions", "feature_index", "crop_features", "prompt_batch", "crops"):
+        for one, other in zip(*(jax.tree.leaves(getattr(x, name)) for x in (whole, parted)), strict=True):
+            np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-4, err_msg=name)
+            assert not isinstance(one, jax.Array) or one.sharding.is_equivalent_to(other.sharding, one.ndim)
 
 
 def test_every_decision_has_all_fields(rolled: tuple[Any, Rollout]) -> None:
