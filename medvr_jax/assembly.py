@@ -59,7 +59,8 @@ class Parts:
     def engine(self, settings: RolloutSettings) -> RolloutEngine:
         """A rollout engine for these shapes and rules."""
         put = functools.partial(sharding.put_by_group, mesh=self.mesh)
-        return RolloutEngine(self.graphdef, self.backbone, self.encoder, self.tools, settings, put)
+        layout = sharding.rollout_layout(self.mesh, self.backbone.text.num_kv_heads)
+        return RolloutEngine(self.graphdef, self.backbone, self.encoder, self.tools, settings, put, layout)
 
 
 def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from medvr_jax.models.features import image_features
 from medvr_jax.models.vision import ImageBatch
 from medvr_jax.rollout import loop
 from medvr_jax.rollout.evr import EvrSettings
-from medvr_jax.rollout.state import RolloutState, initial_fork_state, initial_state
+from medvr_jax.rollout.state import RolloutLayout, RolloutState, initial_fork_state, initial_state
 from medvr_jax.rollout.tools import Tool
 from medvr_jax.rollout.trajectories import Rollout, TokenArrays, read_decisions
 from medvr_jax.rollout.turns import Sampled, Serving, TurnServer
@@ -69,6 +69,7 @@ class RolloutEngine:
         tools: Mapping[str, Tool],
         settings: RolloutSettings,
         put: Callable[[Any], Any],
+        layout: RolloutLayout | None = None,
     ) -> None:
         """Prepares the programs; they are compiled at the first `run`.
 
@@ -79,15 +80,14 @@ class RolloutEngine:
             tools: tools by name; with none, the first turn is the last.
             settings: static shapes and rules.
             put: takes a tree of host arrays with leading axis B to the devices.
+            layout: where a rollout's arrays live; None leaves that to the compiler.
         """
         self.settings, self.config, self.encoder, self.tools, self._put = settings, config, encoder, tools, put
         tables = make_token_tables(encoder.tokenizer, config.text.vocab_size)
         self.tables = loop.VocabularyTables.from_tokenizer(tables)
         self.tool_turns = settings.max_turns - 1 if tools else 0  # Z: turns after which a crop may come back
         self.crop_features = settings.crop_patches // config.vision.merge_unit  # F: feature rows per crop
-        self._prefill = jax.jit(functools.partial(_prefill, graphdef, settings))
-        self._decode = jax.jit(functools.partial(_decode, graphdef, settings), donate_argnums=2)
-        self._serve = jax.jit(functools.partial(_serve, graphdef), donate_argnums=2)
+        self._prefill, self._decode, self._serve = rollout_programs(graphdef, settings, layout)
 
     def run(self, params: nnx.State, prompts: Sequence[Prompt], key: jax.Array) -> Rollout:
         """One group of M trajectories for each of the B prompts.
@@ -158,6 +158,28 @@ class RolloutEngine:
             crop_patches=settings.crop_patches,
             vision=self.config.vision,
         )
+
+
+class RolloutPrograms(NamedTuple):
+    """The jitted programs of a rollout: `prefill(params, prompt batch) -> (prompt inputs, prompt cache, state)`,
+    `decode(params, prompt cache, state, key, prompt ids, tables) -> state` and
+    `serve(params, prompt cache, state, serving, feature offset) -> (state, crop features)`."""
+
+    prefill: Callable[..., tuple[PromptInputs, PromptCache, RolloutState]]
+    decode: Callable[..., RolloutState]
+    serve: Callable[..., tuple[RolloutState, jax.Array]]
+
+
+def rollout_programs(
+    graphdef: nnx.GraphDef, settings: RolloutSettings, layout: RolloutLayout | None = None
+) -> RolloutPrograms:
+    """The programs for one set of static shapes; decode and serve take over the buffers of the state."""
+    prompt, cache, state = (layout.groups, layout.prompt_cache, layout.state) if layout else (None, None, None)
+    return RolloutPrograms(
+        prefill=jax.jit(functools.partial(_prefill, graphdef, settings), out_shardings=(prompt, cache, state)),
+        decode=jax.jit(functools.partial(_decode, graphdef, settings), donate_argnums=2, out_shardings=state),
+        serve=jax.jit(functools.partial(_serve, graphdef), donate_argnums=2, out_shardings=(state, prompt)),
+    )
 
 
 def _prefill(

@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medvr_jax.errors import UserError
+from medvr_jax.rollout.state import RolloutLayout
 
 MESH_AXES = ("data", "fsdp", "tensor")
 # Groups are split over both axes that hold whole prompts.
@@ -64,6 +65,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_group(mesh: Mesh) -> NamedSharding:
     """The leading axis B split over the devices, the rest whole."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def rollout_layout(mesh: Mesh, kv_heads: int) -> RolloutLayout:
+    """A rollout's arrays split by group, its caches also over the K key/value heads where `tensor` divides them."""
+    heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
+    return RolloutLayout(
+        groups=by_group(mesh),
+        prompt_keys=NamedSharding(mesh, PartitionSpec(BATCH_AXES, heads)),
+        response_keys=NamedSharding(mesh, PartitionSpec(BATCH_AXES, None, heads)),
+        whole=replicated(mesh),
+    )
 
 
 def put_by_group(tree: Any, mesh: Mesh) -> Any:

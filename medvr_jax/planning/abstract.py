@@ -1,0 +1,151 @@
+"""A run without weights and data: every array that its programs take, by shape, dtype and sharding alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+
+from medvr_jax import assembly
+from medvr_jax.inputs.batches import PromptBatch
+from medvr_jax.models import vision_geometry
+from medvr_jax.models.backbone import Backbone
+from medvr_jax.models.config import BackboneConfig, VisionConfig
+from medvr_jax.models.vision import ImageBatch
+from medvr_jax.rollout.engine import RolloutSettings
+from medvr_jax.rollout.loop import VocabularyTables
+from medvr_jax.rollout.turns import Serving
+from medvr_jax.training import sharding
+from medvr_jax.training.state import TrainState, split_frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractRun:
+    """What `training.trainer.Trainer` holds, without contents.
+
+    Attributes:
+        config: the run's configuration.
+        backbone: the model's shapes.
+        mesh: of the described devices.
+        graphdef: structure of the backbone.
+        params: `jax.ShapeDtypeStruct`s of the parameters in the master dtype, laid out for training.
+    """
+
+    config: Any
+    backbone: BackboneConfig
+    mesh: Mesh
+    graphdef: nnx.GraphDef
+    params: nnx.State
+
+    @property
+    def rollout(self) -> RolloutSettings:
+        """Shapes and rules of training's rollouts."""
+        return assembly.training_rollout(self.config, self.backbone)
+
+
+def abstract_run(config: Any, backbone: BackboneConfig, mesh: Mesh) -> AbstractRun:
+    """The parts of a run on `mesh`; UserError where the mesh does not divide the parameters."""
+
+    def make() -> Backbone:
+        model = config.model
+        key = jax.random.key(0)
+        return Backbone(backbone, key=key, dtype=model.parameter_dtype, compute_dtype=model.compute_dtype)
+
+    graphdef, params = nnx.split(nnx.eval_shape(make))
+    layout = sharding.parameter_shardings(params, mesh, sharding.TRAINING)
+    return AbstractRun(config, backbone, mesh, graphdef, laid_out(params, layout))
+
+
+def laid_out(tree: Any, layout: Any) -> Any:
+    """Abstract arrays with the shardings of a tree like it, or all with one sharding."""
+    if isinstance(layout, NamedSharding):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layout)
+
+
+def train_state(run: AbstractRun, optimizer: optax.GradientTransformation) -> TrainState:
+    """As `training.state.initial_train_state` makes it."""
+    trainable, frozen = split_frozen(run.params, run.config.model.freeze_vision_tower)
+    whole = sharding.replicated(run.mesh)
+    moments = jax.eval_shape(optimizer.init, trainable)
+    layout = optax.tree.map_params(
+        optimizer, lambda _, parameter: parameter.sharding, moments, trainable, transform_non_params=lambda _: whole
+    )
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return TrainState(step, trainable, frozen, laid_out(moments, layout))
+
+
+def banned(run: AbstractRun) -> jax.ShapeDtypeStruct:
+    """`[V]` bool on every device."""
+    size = run.backbone.text.vocab_size
+    return jax.ShapeDtypeStruct((size,), jnp.bool_, sharding=sharding.replicated(run.mesh))
+
+
+def vocabulary_tables(run: AbstractRun) -> VocabularyTables:
+    """The sampling loop's tables on every device."""
+    return VocabularyTables(*(banned(run) for _ in dataclasses.fields(VocabularyTables)))
+
+
+def random_key(run: AbstractRun) -> jax.ShapeDtypeStruct:
+    """A step's key."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(run.mesh))
+
+
+def images(lead: tuple[int, ...], patches: int, vision: VisionConfig) -> ImageBatch:
+    """An image batch `[*lead, ...]` with bucket S = `patches`."""
+    blocks, capacity = vision_geometry.window_blocks(patches, vision), vision.window_patches
+    return ImageBatch(
+        patches=jax.ShapeDtypeStruct((*lead, patches, vision.patch_dim), jnp.float32),
+        positions=jax.ShapeDtypeStruct((*lead, patches, 2), jnp.int32),
+        valid=jax.ShapeDtypeStruct((*lead, patches), jnp.bool_),
+        window_slots=jax.ShapeDtypeStruct((*lead, blocks, capacity), jnp.int32),
+        slot_of_patch=jax.ShapeDtypeStruct((*lead, patches), jnp.int32),
+    )
+
+
+def prompt_batch(run: AbstractRun, groups: int) -> PromptBatch:
+    """B prompts as `inputs.batches.batch_prompts` packs them, split by group."""
+    settings = run.rollout
+    P = settings.prompt_bucket
+
+    def whole(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((groups, *shape), jnp.int32)
+
+    batch = PromptBatch(
+        tokens=whole(P),
+        positions=whole(P, 3),
+        valid=jax.ShapeDtypeStruct((groups, P), jnp.bool_),
+        feature_index=whole(P),
+        last_token=whole(),
+        last_position=whole(3),
+        next_position=whole(),
+        images=images((groups, settings.prompt_images), settings.prompt_patches, run.backbone.vision),
+        prompt_ids=jax.ShapeDtypeStruct((groups,), jnp.uint32),
+    )
+    return laid_out(batch, sharding.by_group(run.mesh))
+
+
+def serving(run: AbstractRun, groups: int) -> Serving:
+    """What the host hands back after a turn, split by group."""
+    settings = run.rollout
+    slots, E = settings.trajectories, settings.observation_length
+
+    def whole(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((groups, slots, *shape), jnp.int32)
+
+    arrays = Serving(
+        status=whole(),
+        tokens=whole(E),
+        positions=whole(E, 3),
+        feature_index=whole(E),
+        counts=whole(),
+        next_position=whole(),
+        crops=images((groups, slots), settings.crop_patches, run.backbone.vision),
+    )
+    return laid_out(arrays, sharding.by_group(run.mesh))
