@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     mesh.data = -1  # devices that split the prompts of a step; -1 = all that the other axes leave
     mesh.fsdp = 1  # devices that split the prompts and also the parameters
     mesh.tensor = 1  # devices that split heads and MLP width
-    mesh.host_devices = 1  # devices that a CPU host is divided into; GPU and TPU ignore it
+    mesh.host_devices = 1  # devices that a process on a CPU host has; GPU and TPU ignore it
 
     data = config.data = section()
     data.name = "synthetic"  # synthetic | jsonl

@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from PIL import Image
 
+from medvr_jax import distributed
 from medvr_jax.configuration import check_batches
 from medvr_jax.datasets.source import ExampleSource, make_source
 from medvr_jax.errors import UserError
@@ -58,9 +59,21 @@ class Parts:
 
     def engine(self, settings: RolloutSettings) -> RolloutEngine:
         """A rollout engine for these shapes and rules."""
-        put = functools.partial(sharding.put_by_group, mesh=self.mesh)
-        layout = sharding.rollout_layout(self.mesh, self.backbone.text.num_kv_heads)
-        return RolloutEngine(self.graphdef, self.backbone, self.encoder, self.tools, settings, put, layout)
+        rows = sharding.by_group(self.mesh)
+        return RolloutEngine(
+            self.graphdef,
+            self.backbone,
+            self.encoder,
+            self.tools,
+            settings,
+            put=functools.partial(distributed.put_rows, sharding=rows),
+            read=functools.partial(distributed.read_rows, sharding=rows),
+            layout=sharding.rollout_layout(self.mesh, self.backbone.text.num_kv_heads),
+        )
+
+    def rows(self, total: int) -> distributed.Rows:
+        """This process's share of a batch of `total` groups."""
+        return distributed.rows_of(sharding.by_group(self.mesh), total)
 
 
 def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
@@ -68,20 +81,21 @@ def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
     mesh = sharding.make_mesh(sharding.MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
     check_batches(_flat(config), sharding.data_shards(mesh))
     folder = Path(config.model.path)
-    tools = tools_by_name(config.rollout.tools)
-    encoder = load_encoder(
-        folder,
-        config.prompt.system or system_prompt(tools),
-        prompt_patches=config.prompt.patches,
-        prompt_min_pixels=config.prompt.min_pixels,
-        prompt_max_pixels=config.prompt.max_pixels,
-        crop_patches=config.rollout.crop_patches,
-        crop_min_pixels=config.rollout.crop_min_pixels,
-        crop_max_pixels=config.rollout.crop_max_pixels,
-    )
-    if tools:
-        _check_observation_fits(encoder, config.rollout)
-    source = make_source(config.data, config.seed)
+    with distributed.together():
+        tools = tools_by_name(config.rollout.tools)
+        encoder = load_encoder(
+            folder,
+            config.prompt.system or system_prompt(tools),
+            prompt_patches=config.prompt.patches,
+            prompt_min_pixels=config.prompt.min_pixels,
+            prompt_max_pixels=config.prompt.max_pixels,
+            crop_patches=config.rollout.crop_patches,
+            crop_min_pixels=config.rollout.crop_min_pixels,
+            crop_max_pixels=config.rollout.crop_max_pixels,
+        )
+        if tools:
+            _check_observation_fits(encoder, config.rollout)
+        source = make_source(config.data, config.seed)
     graphdef, params = load_backbone(folder, config.model.parameter_dtype, config.model.compute_dtype)
     return Parts(config, mesh, graphdef, params, BackboneConfig.from_folder(folder), encoder, tools, source)
 

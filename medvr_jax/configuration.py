@@ -12,6 +12,7 @@ import difflib
 import inspect
 import json
 import math
+import os
 import runpy
 import sys
 import traceback
@@ -22,6 +23,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from medvr_jax.errors import UserError
+from medvr_jax.processes import COUNT, read_processes
 
 REPOSITORY = str(Path(__file__).resolve().parents[1])
 if REPOSITORY not in sys.path:  # `configs`, which recipes import too, lies beside this package
@@ -250,18 +252,24 @@ def _batches_divide(c: Mapping[str, Any]) -> None:
         raise UserError(
             f"grpo.micro_batch_groups: found {micro}, allowed are 0 and the divisors of data.prompts_per_step = {batch}"
         )
-    data, inner, devices = c["mesh.data"], c["mesh.fsdp"] * c["mesh.tensor"], c["mesh.host_devices"]
+    data, inner, devices = c["mesh.data"], c["mesh.fsdp"] * c["mesh.tensor"], _cpu_devices(c)
     if data == 0:
         raise UserError("mesh.data: found 0, allowed is -1 or 1 or more")
     if devices > 1:  # a CPU host: the mesh is known before jax starts
         if devices % inner or (data > 0 and data * inner != devices):
             raise UserError(
                 f"mesh: data {data} x fsdp {c['mesh.fsdp']} x tensor {c['mesh.tensor']} does not give "
-                f"mesh.host_devices = {devices}"
+                f"mesh.host_devices{'' if devices == c['mesh.host_devices'] else f' x {COUNT}'} = {devices}"
             )
         data = devices // inner
     if data > 0:
         check_batches(c, data * c["mesh.fsdp"])
+
+
+def _cpu_devices(c: Mapping[str, Any]) -> int:
+    """Devices of a run on CPU hosts; 1 where only jax can tell."""
+    count = read_processes(os.environ).count
+    return c["mesh.host_devices"] * count if count and c["mesh.host_devices"] > 1 else 1
 
 
 def check_batches(c: Mapping[str, Any], shards: int) -> None:

@@ -2,6 +2,8 @@
 
     python -m medvr_jax.main --config=FILE[:variant] --workdir=DIR [--mode=MODE] [--config.field=value …]
 
+Several processes share a run when the environment says so: see `processes.py`, and `launch/` for scripts that set it.
+
 Exit status 0: done; 2: the configuration or input is wrong, one line on standard error says what; 130: interrupted;
 anything else is a fault of the program. Heavy imports wait until the configuration has been checked.
 """
@@ -17,8 +19,10 @@ from ml_collections import FrozenConfigDict
 
 from medvr_jax import configuration, workdir
 from medvr_jax.errors import UserError
+from medvr_jax.processes import COUNT, read_processes
 
 MODES = ("train", "evaluate", "export", "report")
+SHARED_MODES = ("train", "evaluate", "export")  # those in which several processes can take part
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "Recipe: FILE[:variant]. Its fields are changed by --config.field=value; see configs/base.py."
@@ -30,10 +34,29 @@ _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run. trai
 def main(overrides: Sequence[tuple[str, str]]) -> None:
     """Checks everything a user can get wrong, then does what --mode says."""
     mode, folder = _MODE.value, _WORKDIR.value
+    processes = read_processes(os.environ)
     config = read_config(overrides)
-    workdir.prepare_workdir(folder, config, mode)
-    start_devices(config)
+    if not processes.several:
+        workdir.prepare_workdir(folder, config, mode)
+        start_devices(config)
+        run_mode(config, folder, mode)
+        return
 
+    if mode not in SHARED_MODES or config.trainer == "supervised":
+        found = "trainer = 'supervised'" if mode in SHARED_MODES else f"--mode={mode}"
+        raise UserError(f"{COUNT}: found {os.environ[COUNT]!r}, but {found} runs in one process; leave it unset")
+    start_devices(config)
+    from medvr_jax import distributed
+
+    distributed.initialise(processes)
+    with distributed.ending_together():
+        with distributed.together():
+            workdir.prepare_workdir(folder, config, mode, write=distributed.is_main())
+        run_mode(config, folder, mode)
+
+
+def run_mode(config: FrozenConfigDict, folder: str, mode: str) -> None:
+    """Does what --mode says."""
     if mode == "train" and config.trainer == "supervised":
         from medvr_jax.training.warmup import run_warmup
 

@@ -24,11 +24,12 @@ def saved_config(workdir: str | os.PathLike, overrides: Iterable[tuple[str, str]
     return configuration.validate(configuration.override(saved, overrides))
 
 
-def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: str) -> None:
+def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: str, write: bool = True) -> None:
     """Makes the workdir of a training run and saves config.json there, or checks that both fit each other.
 
     A run goes on only with the same configuration; `steps` may grow. Other modes need an existing run, and only what
-    shapes a checkpoint must be the same.
+    shapes a checkpoint must be the same. With `write` false (another process of the run does it) config.json is only
+    looked at.
     """
     folder = Path(workdir)
     if mode != "train":
@@ -41,7 +42,8 @@ def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: 
         _refuse_other(folder, saved, config, ())
         if saved["steps"] == config.steps:
             return
-    _write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+    if write:
+        _write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def _has_results(folder: Path) -> bool:

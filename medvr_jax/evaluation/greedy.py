@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from medvr_jax import distributed
 from medvr_jax.datasets.example import Example
 from medvr_jax.evaluation.grounding import any_hit, best_iou
 from medvr_jax.inputs.chat import Encoder, encode_prompts
@@ -59,27 +60,44 @@ def predict(
     params: nnx.State,
     encoder: Encoder,
     examples: Sequence[Example],
-    batch: int,
+    rows: distributed.Rows,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
-    """Answers all examples, `batch` at a time; the last batch is filled up with the first examples, not counted.
+    """Answers all examples, a batch at a time; the last batch is filled up with the first examples, not counted.
 
     Args:
+        rows: this process's share of a batch. Every process returns the predictions of all.
         progress: called with (done, total) after each batch.
     """
-    predictions: list[Prediction] = []
+    predictions: dict[int, Prediction] = {}
     key = jax.random.key(0)  # greedy sampling draws nothing from it
-    for start in range(0, len(examples), batch):
-        part = list(examples[start : start + batch])
-        filled = part + [examples[i % len(examples)] for i in range(batch - len(part))]
-        rollout = engine.run(params, encode_prompts(filled, encoder), key)
+    for start in range(0, len(examples), rows.total):
+        with distributed.together():
+            prompts = encode_prompts([examples[(start + row) % len(examples)] for row in rows.here], encoder)
+        rollout = engine.run(params, prompts, key)
         sampled = rollout.host.sampled.sum(-1)[:, 0]
-        predictions += [
-            _prediction(example, rollout.trajectories[row][0], int(sampled[row])) for row, example in enumerate(part)
-        ]
+        for index, prompt, group, tokens, mine in zip(
+            start + rows.here, prompts, rollout.trajectories, sampled, rows.mine, strict=True
+        ):
+            if mine and index < len(examples):
+                predictions[int(index)] = _prediction(prompt.example, group[0], int(tokens))
         if progress:
-            progress(len(predictions), len(examples))
-    return predictions
+            progress(min(start + rows.total, len(examples)), len(examples))
+    return _of_all_processes(predictions)
+
+
+def _of_all_processes(predictions: dict[int, Prediction]) -> list[Prediction]:
+    """Every process's predictions in the order of their numbers."""
+    parts = distributed.gather_json([[index, dataclasses.asdict(p)] for index, p in predictions.items()])
+    found = {
+        index: Prediction(**{name: _frozen(value) for name, value in p.items()}) for part in parts for index, p in part
+    }
+    return [found[index] for index in sorted(found)]
+
+
+def _frozen(value: Any) -> Any:
+    """Lists, which is what JSON makes of tuples, as tuples again."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
 def _prediction(example: Example, trajectory: Trajectory, sampled_tokens: int) -> Prediction:

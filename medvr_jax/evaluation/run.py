@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medvr_jax import assembly
+from medvr_jax import assembly, distributed
 from medvr_jax.evaluation.greedy import Prediction, predict, summarise
 from medvr_jax.reports.progress import Progress
 from medvr_jax.training.export import restore_latest
@@ -32,9 +32,10 @@ def evaluate(config: Any, workdir: str | Path) -> None:
     examples = parts.source.test(config.data.test_examples)
     engine = parts.engine(assembly.greedy_rollout(config))
     with Progress(len(examples), 0, "evaluate") as progress:
-        predictions = predict(
-            engine, params, parts.encoder, examples, config.data.evaluation_batch, lambda done, _: progress.update(done)
-        )
+        rows = parts.rows(config.data.evaluation_batch)
+        predictions = predict(engine, params, parts.encoder, examples, rows, lambda done, _: progress.update(done))
+    if not distributed.is_main():
+        return
     folder = Path(workdir) / "evaluation"
     write_evaluation(folder, predictions, {"step": step, "data": config.data.name, "decoding": "greedy"})
     print(f"evaluated step {step}: {folder / 'table.md'}")

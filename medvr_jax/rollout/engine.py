@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from medvr_jax import distributed
 from medvr_jax.inputs.batches import PromptBatch, batch_prompts
 from medvr_jax.inputs.chat import Encoder, Prompt
 from medvr_jax.inputs.tokenizer import make_token_tables
@@ -69,6 +70,7 @@ class RolloutEngine:
         tools: Mapping[str, Tool],
         settings: RolloutSettings,
         put: Callable[[Any], Any],
+        read: Callable[[Any], Any] = jax.device_get,
         layout: RolloutLayout | None = None,
     ) -> None:
         """Prepares the programs; they are compiled at the first `run`.
@@ -79,10 +81,12 @@ class RolloutEngine:
             encoder: tokenizer and image processor.
             tools: tools by name; with none, the first turn is the last.
             settings: static shapes and rules.
-            put: takes a tree of host arrays with leading axis B to the devices.
+            put: takes a tree of host arrays, this process's rows of the leading axis B, to the devices.
+            read: brings a tree of device arrays back, this process's rows of them.
             layout: where a rollout's arrays live; None leaves that to the compiler.
         """
-        self.settings, self.config, self.encoder, self.tools, self._put = settings, config, encoder, tools, put
+        self.settings, self.config, self.encoder, self.tools = settings, config, encoder, tools
+        self._put, self._read = put, read
         tables = make_token_tables(encoder.tokenizer, config.text.vocab_size)
         self.tables = loop.VocabularyTables.from_tokenizer(tables)
         self.tool_turns = settings.max_turns - 1 if tools else 0  # Z: turns after which a crop may come back
@@ -94,13 +98,14 @@ class RolloutEngine:
 
         Args:
             params: the backbone's parameters in the sampling layout.
-            prompts: B prompts.
+            prompts: this process's share of the B prompts (all, when it is the only one).
             key: random key of this step.
         """
         settings, clock = self.settings, PhaseClock()
-        batch = batch_prompts(
-            prompts, settings.prompt_bucket, settings.prompt_images, settings.prompt_patches, self.config.vision
-        )
+        with distributed.together():
+            batch = batch_prompts(
+                prompts, settings.prompt_bucket, settings.prompt_images, settings.prompt_patches, self.config.vision
+            )
         device_batch = self._put(batch)
         clock.lap("preprocess")
         prompt_inputs, cache, state = jax.block_until_ready(self._prefill(params, device_batch))
@@ -111,11 +116,11 @@ class RolloutEngine:
         crops: list[ImageBatch] = []
         for turn in range(self.tool_turns + 1):
             state = self._decode(params, cache, state, key, device_batch.prompt_ids, self.tables)
-            sampled = _read(state)
+            sampled = Sampled(**self._read(_fields(state, Sampled)))
             clock.lap("decode")
             serving = server.serve(sampled, last_turn=turn == self.tool_turns)
             clock.lap("tool")
-            if not serving.counts.any():
+            if not distributed.any_process(bool(serving.counts.any())):
                 break
             offset = np.int32(self.crop_features * turn)
             state, crop = jax.block_until_ready(self._serve(params, cache, state, self._put(serving), offset))
@@ -131,8 +136,8 @@ class RolloutEngine:
         rollout = Rollout(
             prompts=list(prompts),
             trajectories=server.trajectories(sampled),
-            host=_token_arrays(state),
-            decisions=_decisions(state, len(prompts)),
+            host=TokenArrays(**self._read(_fields(state, TokenArrays))),
+            decisions=self._decisions(state, len(prompts)),
             prompt_inputs=prompt_inputs,
             prompt_batch=batch,
             tokens=state.tokens,
@@ -145,6 +150,12 @@ class RolloutEngine:
         )
         clock.lap("tool")
         return rollout
+
+    def _decisions(self, state: RolloutState, groups: int) -> list[list[dict[str, Any]]]:
+        if state.forks is None:
+            return [[] for _ in range(groups)]
+        records, counts = self._read((state.forks.decisions, state.forks.decision_count))
+        return [read_decisions(record, int(count)) for record, count in zip(records, counts, strict=True)]
 
     def _turn_server(self, prompts: Sequence[Prompt]) -> TurnServer:
         settings = self.settings
@@ -251,20 +262,9 @@ def _serve(
     return loop.append_observation(state.replace(cache=cache), serving, feature_offset), features
 
 
-def _read(state: RolloutState) -> Sampled:
-    """Host copies of what the turn server reads."""
-    return Sampled(**jax.device_get({f.name: getattr(state, f.name) for f in dataclasses.fields(Sampled)}))
-
-
-def _token_arrays(state: RolloutState) -> TokenArrays:
-    return TokenArrays(**jax.device_get({f.name: getattr(state, f.name) for f in dataclasses.fields(TokenArrays)}))
-
-
-def _decisions(state: RolloutState, groups: int) -> list[list[dict[str, Any]]]:
-    if state.forks is None:
-        return [[] for _ in range(groups)]
-    records, counts = jax.device_get((state.forks.decisions, state.forks.decision_count))
-    return [read_decisions(record, int(count)) for record, count in zip(records, counts, strict=True)]
+def _fields(state: RolloutState, kind: type[Sampled] | type[TokenArrays]) -> dict[str, jax.Array]:
+    """The state's arrays that `kind` holds host copies of."""
+    return {field.name: getattr(state, field.name) for field in dataclasses.fields(kind)}
 
 
 class PhaseClock:

@@ -77,10 +77,10 @@ class TokenArrays:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """B groups of M trajectories.
+    """B groups of M trajectories; of what is on the host, this process's groups (all, when it is the only one).
 
     Attributes:
-        prompts: the B prompts.
+        prompts: the prompts.
         trajectories: `[B][M]`.
         host: the per-token arrays on the host.
         decisions: per group, the record of fork decisions as dicts keyed by `state.DECISION_FIELDS`.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from medvr_jax import assembly
+from medvr_jax import assembly, distributed
 from medvr_jax.errors import UserError
 from medvr_jax.reports.metrics import MetricsWriter
 from medvr_jax.reports.page import write_report
@@ -17,17 +16,18 @@ from medvr_jax.reports.rollouts import write_rollouts
 from medvr_jax.training import compilations
 from medvr_jax.training.checkpoints import Checkpoints
 from medvr_jax.training.export import export_policy
-from medvr_jax.training.records import rollout_metrics, rollout_records
+from medvr_jax.training.records import rollout_metrics, rollout_records, trajectory_facts
 from medvr_jax.training.trainer import Step, Trainer
 
 
 def train(config: Any, workdir: str | Path) -> None:
-    """Runs or resumes the run in `workdir` until `config.steps` updates are done."""
-    workdir = Path(workdir)
+    """Runs or resumes the run in `workdir` until `config.steps` updates are done. Process 0 writes the records."""
+    workdir, main = Path(workdir), distributed.is_main()
     trainer = Trainer(assembly.assemble(config))
     checkpoints = Checkpoints(workdir, config.keep_checkpoints)
     start = resume(trainer, checkpoints)
-    with MetricsWriter(workdir, start) as metrics, Progress(config.steps, start, "train") as progress:
+    writer = MetricsWriter(workdir, start) if main else contextlib.nullcontext()
+    with writer as metrics, Progress(config.steps, start, "train") as progress:
         saving = 0.0
         for step in range(start, config.steps):
             row: dict[str, Any] = {"step": step, "time/checkpoint": saving}
@@ -36,21 +36,24 @@ def train(config: Any, workdir: str | Path) -> None:
             began = time.perf_counter()
             outcome = trainer.step(step)
             if step % config.report.rollouts_every == 0 or step == config.steps - 1:
-                write_step_rollouts(workdir, outcome, step, config.report.groups)
+                write_step_rollouts(workdir, trainer, outcome, step)
             row |= step_metrics(outcome) | {"time/step": time.perf_counter() - began}
             # The row comes first: a run killed after its checkpoint never goes back to write it.
-            metrics.write(row | {"compilations": compilations.count()})
+            if metrics:
+                metrics.write(row | {"compilations": compilations.count()})
             saving = 0.0
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 saving = save(trainer, checkpoints, step + 1)
             progress.update(step + 1, describe(row))
         final = evaluate(trainer, progress)
-        metrics.write({"step": config.steps} | final | {"compilations": compilations.count()})
+        if metrics:
+            metrics.write({"step": config.steps} | final | {"compilations": compilations.count()})
         progress.update(config.steps, held_out(final))
     checkpoints.close()
     if config.export_at_end:
         print(f"exported to {export_policy(trainer.parts, trainer.state.params, workdir / 'export')}")
-    print(f"report in {write_report(workdir, config.report.groups)}")
+    if main:
+        print(f"report in {write_report(workdir, config.report.groups)}")
 
 
 def resume(trainer: Trainer, checkpoints: Checkpoints) -> int:
@@ -88,20 +91,29 @@ def evaluate(trainer: Trainer, progress: Progress) -> dict[str, float]:
 
 
 def step_metrics(outcome: Step) -> dict[str, float]:
-    """The figures of one step under the names of `metrics.jsonl`."""
-    spread = jax.device_get(outcome.rewards.has_spread)
+    """The figures of one step, of all processes' groups, under the names of `metrics.jsonl`."""
+    facts = distributed.gather_rows(trajectory_facts(outcome.rollout, outcome.rewards), outcome.rows)
     return (
-        rollout_metrics(outcome.rollout, outcome.rewards)
+        rollout_metrics(facts)
+        | {"rollout/decode_steps": float(outcome.rollout.decode_steps)}
         | {f"train/{name}": value for name, value in outcome.metrics.items()}
-        | {"train/zero_spread_groups": int((~spread).sum())}
+        | {"train/zero_spread_groups": int((~facts["has_spread"]).sum())}
         | {f"time/{name}": value for name, value in outcome.seconds.items()}
     )
 
 
-def write_step_rollouts(workdir: Path, outcome: Step, step: int, groups: int) -> None:
+def write_step_rollouts(workdir: Path, trainer: Trainer, outcome: Step, step: int) -> None:
     """All trajectories of the step, and the images of its first groups for the viewer."""
-    images = {prompt.example.id: prompt.example.images[0] for prompt in outcome.rollout.prompts[:groups]}
-    write_rollouts(workdir, step, rollout_records(outcome.rollout, outcome.rewards, step), images)
+    rows = outcome.rows
+    records = rollout_records(outcome.rollout, outcome.rewards, step, rows.here)
+    spoken_for = set(rows.here[rows.mine].tolist())
+    parts = distributed.gather_json([record for record in records if record["group"] in spoken_for])
+    if not distributed.is_main():
+        return
+    shown = trainer.examples(step, range(min(trainer.config.report.groups, rows.total)))
+    images = {example.id: example.images[0] for example in shown}
+    records = sorted((record for part in parts for record in part), key=lambda record: record["group"])
+    write_rollouts(workdir, step, records, images)
 
 
 def describe(row: dict[str, Any]) -> str:

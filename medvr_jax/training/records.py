@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from medvr_jax.rollout.trajectories import Rollout
+from medvr_jax.rollout.trajectories import Rollout, Trajectory
 from medvr_jax.training.rewarding import Rewards, prediction
 
 
-def rollout_records(rollout: Rollout, rewards: Rewards, step: int) -> list[dict[str, Any]]:
-    """The trajectories of a rollout, group after group. Token arrays start behind the prompt's last token."""
+def rollout_records(rollout: Rollout, rewards: Rewards, step: int, groups: Sequence[int]) -> list[dict[str, Any]]:
+    """The trajectories of a rollout, group after group. Token arrays start behind the prompt's last token.
+
+    groups: for each group of the rollout its number in the step's batch.
+    """
     rewards = Rewards(*(np.asarray(x) for x in jax.device_get(rewards)))
     return [
-        _record(rollout, rewards, step, b, m) for b, group in enumerate(rollout.trajectories) for m in range(len(group))
+        {"step": step, "group": int(number)} | _record(rollout, rewards, b, m)
+        for b, number in enumerate(groups)
+        for m in range(len(rollout.trajectories[b]))
     ]
 
 
-def _record(rollout: Rollout, rewards: Rewards, step: int, b: int, m: int) -> dict[str, Any]:
+def _record(rollout: Rollout, rewards: Rewards, b: int, m: int) -> dict[str, Any]:
     example, trajectory, host = rollout.prompts[b].example, rollout.trajectories[b][m], rollout.host
     tokens = slice(1, int(host.length[b, m]))
     return {
-        "step": step,
-        "group": b,
         "prompt_id": example.id,
         "slot": m,
         "origin": trajectory.origin,
@@ -72,34 +76,44 @@ def _rounded(values: np.ndarray) -> list[float]:
     return [round(float(v), 5) for v in values]
 
 
-def rollout_metrics(rollout: Rollout, rewards: Rewards) -> dict[str, float]:
+def trajectory_facts(rollout: Rollout, rewards: Rewards) -> dict[str, np.ndarray]:
+    """What the figures of a step are made of: `[B, M]` arrays; `entropy [B, M, T]`; `asked`, `has_spread` `[B]`."""
+
+    def each(fact: Callable[[Trajectory], Any]) -> np.ndarray:
+        return np.array([[fact(trajectory) for trajectory in group] for group in rollout.trajectories])
+
+    names = ("accuracy", "format", "tool", "total", "iou", "has_spread")
+    return {name: np.asarray(jax.device_get(getattr(rewards, name))) for name in names} | {
+        "called": each(lambda t: sum(turn.called for turn in t.turns)),
+        "zooms": each(lambda t: len(t.zooms)),
+        "ended": each(lambda t: t.ended),
+        "origin": each(lambda t: t.origin),
+        "asked": np.array([sum(decision["asked"] for decision in group) for group in rollout.decisions], np.int64),
+        "sampled": rollout.host.sampled.sum(-1),
+        "entropy": rollout.host.entropy,
+    }
+
+
+def rollout_metrics(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The step's figures under the names that `metrics.jsonl` uses: reward/* and rollout/*."""
-    rewards = Rewards(*(np.asarray(x) for x in jax.device_get(rewards)))
-    trajectories = [trajectory for group in rollout.trajectories for trajectory in group]
-    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
-    called = sum(turn.called for turn in turns)
-    decisions = [decision for group in rollout.decisions for decision in group]
-    sampled = rollout.host.sampled.sum(-1)
-    correct = rewards.accuracy > 0
-    origins = np.array([[trajectory.origin for trajectory in group] for group in rollout.trajectories])
-    gated = np.where(correct, rewards.tool, 0.0)
+    called, sampled, origin, ended = facts["called"], facts["sampled"], facts["origin"], facts["ended"]
+    correct = facts["accuracy"] > 0
     return {
-        "reward/total": float(rewards.total.mean()),
-        "reward/accuracy": float(rewards.accuracy.mean()),
-        "reward/accuracy_base": float(rewards.accuracy[origins == "base"].mean()),
-        "reward/format": float(rewards.format.mean()),
-        "reward/tool": float(gated.mean()),
-        "reward/consensus_iou": float(rewards.iou[correct].mean()) if correct.any() else 0.0,
-        "rollout/tool_rate": float(np.mean([any(turn.called for turn in t.turns) for t in trajectories])),
-        "rollout/valid_call_rate": sum(turn.zoom is not None for turn in turns) / called if called else 0.0,
-        "rollout/format_rate": float((rewards.format >= 0).mean()),
-        "rollout/answered_rate": float(np.mean([t.ended == "answer" for t in trajectories])),
-        "rollout/truncated_rate": float(np.mean([t.ended == "truncated" for t in trajectories])),
-        "rollout/forks_asked": float(sum(decision["asked"] for decision in decisions)),
-        "rollout/forks_granted": float((origins == "fork").sum()),
-        "rollout/fresh": float((origins == "fresh").sum()),
+        "reward/total": float(facts["total"].mean()),
+        "reward/accuracy": float(facts["accuracy"].mean()),
+        "reward/accuracy_base": float(facts["accuracy"][origin == "base"].mean()),
+        "reward/format": float(facts["format"].mean()),
+        "reward/tool": float(np.where(correct, facts["tool"], 0.0).mean()),
+        "reward/consensus_iou": float(facts["iou"][correct].mean()) if correct.any() else 0.0,
+        "rollout/tool_rate": float((called > 0).mean()),
+        "rollout/valid_call_rate": float(facts["zooms"].sum() / called.sum()) if called.any() else 0.0,
+        "rollout/format_rate": float((facts["format"] >= 0).mean()),
+        "rollout/answered_rate": float((ended == "answer").mean()),
+        "rollout/truncated_rate": float((ended == "truncated").mean()),
+        "rollout/forks_asked": float(facts["asked"].sum()),
+        "rollout/forks_granted": float((origin == "fork").sum()),
+        "rollout/fresh": float((origin == "fresh").sum()),
         "rollout/sampled_tokens": float(sampled.mean()),
         "rollout/sampled_tokens_max": float(sampled.max()),
-        "rollout/entropy": float(rollout.host.entropy.sum() / max(sampled.sum(), 1)),
-        "rollout/decode_steps": float(rollout.decode_steps),
+        "rollout/entropy": float(facts["entropy"].sum() / max(sampled.sum(), 1)),
     }

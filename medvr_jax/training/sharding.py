@@ -78,11 +78,6 @@ def rollout_layout(mesh: Mesh, kv_heads: int) -> RolloutLayout:
     )
 
 
-def put_by_group(tree: Any, mesh: Mesh) -> Any:
-    """Host arrays with leading axis B onto the devices."""
-    return jax.device_put(tree, by_group(mesh))
-
-
 def parameter_shardings(params: nnx.State, mesh: Mesh, rules: Mapping[str, str]) -> nnx.State:
     """The sharding of every parameter, as a tree like `params`.
 

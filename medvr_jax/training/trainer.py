@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from medvr_jax import assembly
+from medvr_jax import assembly, distributed
+from medvr_jax.datasets.example import Example
 from medvr_jax.evaluation.greedy import predict, summarise
 from medvr_jax.inputs.chat import encode_prompts
 from medvr_jax.rollout.trajectories import Rollout
@@ -20,8 +22,12 @@ from medvr_jax.training.update import TrainBatch, make_scorer, make_update
 
 
 class Step(NamedTuple):
-    """What one step of training produced: rollout, rewards, the update's metrics, and seconds by phase."""
+    """What one step of training produced: rollout, rewards, the update's metrics, and seconds by phase.
 
+    Rollout and rewards are those of this process's groups, which `rows` names.
+    """
+
+    rows: distributed.Rows
     rollout: Rollout
     rewards: Rewards
     metrics: dict[str, float]
@@ -59,17 +65,23 @@ class Trainer:
             self.sampling_params(),
             self.parts.encoder,
             examples,
-            config.data.evaluation_batch,
+            self.parts.rows(config.data.evaluation_batch),
             progress,
         )
         return summarise(predictions)
+
+    def examples(self, number: int, rows: Iterable[int]) -> list[Example]:
+        """The examples of these rows of a step's batch."""
+        start = number * self.config.data.prompts_per_step
+        return [example for row in rows for example in self.parts.source.train(start + int(row), 1)]
 
     def step(self, number: int) -> Step:
         """Rolls out the step's prompts with the current policy, rewards them, and updates the state."""
         config, seconds = self.config, {}
         started = time.perf_counter()
-        size = config.data.prompts_per_step
-        prompts = encode_prompts(self.parts.source.train(number * size, size), self.parts.encoder)
+        rows = self.parts.rows(config.data.prompts_per_step)
+        with distributed.together():
+            prompts = encode_prompts(self.examples(number, rows.here), self.parts.encoder)
         seconds["preprocess"] = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -87,7 +99,7 @@ class Trainer:
         started = time.perf_counter()
         metrics = self._update_on(self.train_batch(rollout, rewards))
         seconds["update"] = time.perf_counter() - started
-        return Step(rollout, rewards, metrics, seconds)
+        return Step(rows, rollout, rewards, metrics, seconds)
 
     def train_batch(self, rollout: Rollout, rewards: Rewards) -> TrainBatch:
         """The rollout as the update takes it. A frozen tower's features are used again; else it encodes anew."""
@@ -111,7 +123,7 @@ class Trainer:
             feature_index=rollout.feature_index,
             crop_features=rollout.crop_features if frozen else (),
             old_log_probabilities=None,
-            **sharding.put_by_group(arrays, mesh),
+            **distributed.put_rows(arrays, sharding.by_group(mesh)),
         )
 
     def _update_on(self, batch: TrainBatch) -> dict[str, float]:
