@@ -19,36 +19,37 @@ class Chip:
 
     Attributes:
         name: as `--topology` has it.
-        memory: bytes of its memory (HBM, or GDDR6 on the L40S).
+        memory: bytes of its memory that a program may use.
         peak: dense bfloat16 operations per second.
         bandwidth: bytes per second to and from its memory.
-        interconnect: bytes per second that it sends to its neighbours, all links together; None where not published.
-        accelerator: how TPU_ACCELERATOR_TYPE names the family, "" for what libtpu does not compile for.
+        interconnect: bytes per second that it can send to its neighbours, all links together.
+        accelerator: how TPU_ACCELERATOR_TYPE names the family; "" for what libtpu does not compile for.
         cores: what the number behind that name counts per chip.
-        dimensions: axes of a topology, 0 for a plain count of devices.
+        dimensions: axes of a topology, 1 for a plain count of devices.
     """
 
     name: str
     memory: int
     peak: float
     bandwidth: float
-    interconnect: float | None
+    interconnect: float
     accelerator: str = ""
     cores: int = 1
-    dimensions: int = 0
+    dimensions: int = 1
 
 
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        # TPUs: cloud.google.com/tpu/docs, pages "TPU v4", "v5e", "v5p" and "v6e", tables of system specifications.
-        # Interconnect there is bidirectional bits or bytes over all links of a chip; half of it goes one way.
-        Chip("v4", 32 * GIB, 275e12, 1228e9, 600e9 / 2, "v4", 2, 3),
-        Chip("v5e", 16 * GIB, 197e12, 819e9, 400e9 / 2, "v5litepod", 1, 2),
-        Chip("v5p", 95 * GIB, 459e12, 2765e9, 1200e9 / 2, "v5p", 2, 3),
-        Chip("v6e", 32 * GIB, 918e12, 1640e9, 800e9 / 2, "v6e", 1, 2),
-        # GPUs: NVIDIA's data sheets (A100 40GB SXM, A100 80GB SXM, H100 SXM, H200 SXM, L40S), dense, without sparsity.
-        # Interconnect: NVLink's total is for both directions; the L40S has PCIe 4.0 x16 only.
+        # TPUs: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e, tables of key specifications. Interconnect is
+        # published for both directions together; half of it goes one way. Memory is what libtpu's compiler lets a
+        # program use, by its own messages, of 32, 16, 95 and 32 GB.
+        Chip("v4", int(30.75 * GIB), 275e12, 1228e9, 600e9 / 2, "v4", 2, 3),
+        Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 400e9 / 2, "v5litepod", 1, 2),
+        Chip("v5p", int(95.74 * GIB), 459e12, 2765e9, 1200e9 / 2, "v5p", 2, 3),
+        Chip("v6e", int(31.25 * GIB), 918e12, 1638e9, 800e9 / 2, "v6e", 1, 2),
+        # GPUs: NVIDIA's data sheets of the A100 SXM (40 GB, 80 GB), H100 SXM, H200 SXM and L40S; peaks are dense, without
+        # sparsity. NVLink's figure is for both directions; the L40S has PCIe 4.0 x16. All of the memory is counted.
         Chip("a100-40g", 40 * 10**9, 312e12, 1555e9, 600e9 / 2),
         Chip("a100-80g", 80 * 10**9, 312e12, 2039e9, 600e9 / 2),
         Chip("h100", 80 * 10**9, 989e12, 3350e9, 900e9 / 2),
@@ -86,9 +87,9 @@ def parse_topology(text: str, host_devices: int = 1) -> Topology:
     if chip is None:
         raise UserError(f"--topology: found {text!r}, known are cpu, {', '.join(CHIPS)}, e.g. v5p:4x4x2 or h100:8")
     sizes = shape.split("x")
-    wanted = chip.dimensions or 1
+    wanted = chip.dimensions
     if len(sizes) != wanted or not all(size.isdecimal() and int(size) > 0 for size in sizes):
-        example = {0: f"{name}:8", 2: f"{name}:4x4", 3: f"{name}:2x2x4"}[chip.dimensions]
+        example = {1: f"{name}:8", 2: f"{name}:4x4", 3: f"{name}:2x2x4"}[chip.dimensions]
         needed = f"{wanted} whole numbers" if wanted > 1 else "a number of devices"
         raise UserError(f"--topology: found {text!r}, {name} needs {needed} of 1 or more, e.g. {example}")
     return Topology(f"{name}:{shape}", chip, tuple(int(size) for size in sizes))
