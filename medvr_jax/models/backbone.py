@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from medvr_jax.models.attention_backend import XLA, AttentionBackend
 from medvr_jax.models.config import BackboneConfig
-from medvr_jax.models.decoder import DecoderLayers, Rotary, prompt_layer, response_layer
+from medvr_jax.models.decoder import DecoderLayers, Rotary, group_layer, prompt_layer, response_layer
 from medvr_jax.models.layers import Initialiser, Weights, layer_of, rms_norm, run_stack, weights_of
 from medvr_jax.models.rope import text_rotary
 from medvr_jax.models.vision import ImageBatch, VisionTower
@@ -86,7 +87,7 @@ class Backbone(nnx.Module):
     ) -> None:
         """`dtype` is the parameters', `compute_dtype` the activations'; norms, softmax and rope are float32."""
         text = config.text
-        self.config, self.compute_dtype = config, jnp.dtype(compute_dtype)
+        self.config, self.compute_dtype, self.attention = config, jnp.dtype(compute_dtype), XLA
         make = Initialiser(key, text.initializer_range, jnp.dtype(dtype))
         self.embedding = make.normal((text.vocab_size, text.hidden_size), ("vocabulary", "embed"))
         self.layers = DecoderLayers(text, make)
@@ -99,7 +100,7 @@ class Backbone(nnx.Module):
 
     def encode_images(self, images: ImageBatch, remat: str = "none") -> jax.Array:
         """Features [I, S // merge², D] of the images, in the order of the prompt's image tokens."""
-        return self.vision(images, remat)
+        return self.vision(images, remat, self.attention)
 
     def prefill(self, prompt: PromptInputs) -> PromptCache:
         """Keys and values of the prompts, one copy per group."""
@@ -109,7 +110,7 @@ class Backbone(nnx.Module):
         keys, values = [], []
         for layer in range(text.num_layers):
             last = layer == text.num_layers - 1
-            x, k, v = prompt_layer(x, layer_of(stack, layer), rotary, prompt.valid, text, last=last)
+            x, k, v = prompt_layer(x, layer_of(stack, layer), rotary, prompt.valid, text, self.attention, last=last)
             keys.append(k)
             values.append(v)
         return PromptCache(tuple(keys), tuple(values), prompt.valid)
@@ -174,18 +175,12 @@ class Backbone(nnx.Module):
         remat "block" keeps only each layer's input for the backward pass, "none" keeps everything.
         """
         text, stack = self.config.text, weights_of(self.layers)
-        B, M, T = response.tokens.shape
         x = self._embed(prompt.tokens, prompt.feature_index, prompt.features)
         y = self._embed(response.tokens, response.feature_index, response.features)
-        prompt_rotary, response_rotary = self._rotary(prompt.positions), self._rotary(response.positions)
-        slots = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, M, T))
+        rotaries = (self._rotary(prompt.positions), self._rotary(response.positions))
 
         def layer_function(carry, layer: Weights, last: bool = False):
-            x, y = carry
-            x, keys, values = prompt_layer(x, layer, prompt_rotary, prompt.valid, text, last=last)
-            shared = (keys, values, prompt.valid)
-            y, _, _ = response_layer(y, layer, response_rotary, shared, slots, text, lambda k, v: (k, v))
-            return x, y
+            return group_layer(*carry, layer, rotaries, prompt.valid, text, self.attention, last=last)
 
         if remat == "none" and text.num_layers < SCAN_FROM:
             for layer in range(text.num_layers):
@@ -220,6 +215,13 @@ class Backbone(nnx.Module):
 
     def _final(self, x: jax.Array) -> jax.Array:
         return rms_norm(x, self.final_norm[...], self.config.text.rms_norm_eps)
+
+
+def with_attention(graphdef: nnx.GraphDef, params: nnx.State, backend: AttentionBackend) -> nnx.GraphDef:
+    """The same backbone with another attention back end; its parameters are as before."""
+    backbone = nnx.merge(graphdef, params)
+    backbone.attention = backend
+    return nnx.graphdef(backbone)
 
 
 def write_slots(cache: jax.Array, new: jax.Array, starts: jax.Array, counts: jax.Array, *, axis: int) -> jax.Array:

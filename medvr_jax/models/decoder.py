@@ -10,7 +10,8 @@ from collections.abc import Callable
 import jax
 from flax import nnx
 
-from medvr_jax.models.attention import prompt_attention, response_attention
+from medvr_jax.models.attention import group_attention, prompt_attention, response_attention
+from medvr_jax.models.attention_backend import AttentionBackend
 from medvr_jax.models.config import TextConfig
 from medvr_jax.models.layers import Initialiser, Weights, linear, rms_norm
 from medvr_jax.models.rope import rotate
@@ -68,7 +69,14 @@ def finish(x: jax.Array, mixed: jax.Array, layer: Weights, config: TextConfig) -
 
 
 def prompt_layer(
-    x: jax.Array, layer: Weights, rotary: Rotary, valid: jax.Array, config: TextConfig, *, last: bool
+    x: jax.Array,
+    layer: Weights,
+    rotary: Rotary,
+    valid: jax.Array,
+    config: TextConfig,
+    backend: AttentionBackend,
+    *,
+    last: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x [B, P, D] → its next value, keys [B, K, H, P], values [B, K, P, H].
 
@@ -78,8 +86,38 @@ def prompt_layer(
     keys, values = keys_and_values(y, layer, rotary, config)
     if last:
         return x, keys, values
-    mixed = prompt_attention(queries(y, layer, rotary, config), keys, values, valid)
+    mixed = prompt_attention(queries(y, layer, rotary, config), keys, values, valid, backend)
     return finish(x, mixed, layer, config), keys, values
+
+
+def group_layer(
+    prompt: jax.Array,
+    responses: jax.Array,
+    layer: Weights,
+    rotaries: tuple[Rotary, Rotary],
+    valid: jax.Array,
+    config: TextConfig,
+    backend: AttentionBackend,
+    *,
+    last: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Next values of a whole group: prompt [B, P, D] and responses [B, M, T, D], without a cache.
+
+    rotaries: of the prompt and of the responses; valid [B, P]. As in `prompt_layer`, the last layer leaves the prompt.
+    """
+    x, y = normed(prompt, layer, config), normed(responses, layer, config)
+    prompt_queries = None if last else queries(x, layer, rotaries[0], config)
+    prompt_mixed, mixed = group_attention(
+        prompt_queries,
+        *keys_and_values(x, layer, rotaries[0], config),
+        valid,
+        queries(y, layer, rotaries[1], config),
+        *keys_and_values(y, layer, rotaries[1], config),
+        backend,
+    )
+    if prompt_mixed is not None:
+        prompt = finish(prompt, prompt_mixed, layer, config)
+    return prompt, finish(responses, mixed, layer, config)
 
 
 def response_layer(

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from medvr_jax.models.attention import MASKED
+from medvr_jax.models.attention import full_attention, masked_attention
+from medvr_jax.models.attention_backend import XLA, AttentionBackend
 from medvr_jax.models.config import VisionConfig
 from medvr_jax.models.layers import Initialiser, Weights, linear, rms_norm, run_stack, weights_of
 from medvr_jax.models.rope import rotate, vision_rotary
@@ -72,7 +73,7 @@ class VisionTower(nnx.Module):
         self.merger_out_kernel = make.normal((wide, config.out_hidden_size), ("vision_mlp", "embed"))
         self.merger_out_bias = make.zeros((config.out_hidden_size,), ("embed",))
 
-    def __call__(self, images: ImageBatch, remat: str = "none") -> jax.Array:
+    def __call__(self, images: ImageBatch, remat: str = "none", attention: AttentionBackend = XLA) -> jax.Array:
         """Features [I, S // merge², D] in the processor's order; rows of padding are finite and mean nothing."""
         config = self.config
         x = linear(images.patches.astype(self.dtype), self.patch_kernel[...])
@@ -82,7 +83,7 @@ class VisionTower(nnx.Module):
         for full, run in itertools.groupby(range(config.depth), lambda block: block in config.full_attention_blocks):
             count = len(list(run))
             x = run_stack(
-                lambda x, weights, view=views[full]: vision_block(x, weights, view, config),
+                lambda x, weights, view=views[full]: vision_block(x, weights, view, config, attention),
                 x,
                 {name: value[first : first + count] for name, value in stack.items()},
                 unroll=count < SCAN_FROM and remat == "none",
@@ -133,7 +134,9 @@ def _windows(images: ImageBatch, config: VisionConfig) -> _View:
     return _View(cos[:, :, None], sin[:, :, None], visible, source, images.slot_of_patch)
 
 
-def vision_block(x: jax.Array, block: Weights, view: _View, config: VisionConfig) -> jax.Array:
+def vision_block(
+    x: jax.Array, block: Weights, view: _View, config: VisionConfig, attention: AttentionBackend = XLA
+) -> jax.Array:
     """One block: x [I, S, D] → [I, S, D]."""
     rows, S, D = x.shape
     A, C = view.cos.shape[:2]
@@ -143,7 +146,7 @@ def vision_block(x: jax.Array, block: Weights, view: _View, config: VisionConfig
         y = jax.vmap(_permute)(y, view.source, view.inverse)
     y = y.reshape(A, C, 3, config.num_heads, config.head_width)
     q, k = (rotate(y[:, :, part], view.cos, view.sin) for part in (0, 1))
-    y = _attend(q, k, y[:, :, 2], view.visible)
+    y = _attend(q, k, y[:, :, 2], view.visible, attention)
     if view.source is not None:
         y = jax.vmap(_permute)(y.reshape(rows, -1, D), view.inverse, view.source)
     x = x + linear(y.reshape(rows, S, D), block["output_kernel"], block["output_bias"])
@@ -153,13 +156,14 @@ def vision_block(x: jax.Array, block: Weights, view: _View, config: VisionConfig
     return x + linear(y, block["down_kernel"], block["down_bias"])
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
-    """q, k, v [A, C, N, H], visible [A, C or 1, C] → [A, C, N, H]; softmax in float32."""
-    q, k, v = q.transpose(0, 2, 1, 3), k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
-    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
-    scores = jnp.where(visible[:, None], jnp.matmul(q, k, preferred_element_type=jnp.float32), MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.matmul(weights, v).transpose(0, 2, 1, 3)
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, attention: AttentionBackend) -> jax.Array:
+    """q, k, v [A, C, N, H], visible [A, C or 1, C] → [A, C, N, H]; softmax in float32.
+
+    Whole rows ([A, 1, C]) go to the back end; windows are small blocks, which XLA batches.
+    """
+    if visible.shape[1] == 1:
+        return full_attention(q, k, v, visible[:, 0], attention)
+    return masked_attention(q, k, v, visible)
 
 
 @jax.custom_vjp
