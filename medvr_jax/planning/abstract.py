@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from medvr_jax import assembly
 from medvr_jax.inputs.batches import PromptBatch
 from medvr_jax.models import vision_geometry
-from medvr_jax.models.backbone import Backbone
+from medvr_jax.models.backbone import Backbone, with_attention
 from medvr_jax.models.config import BackboneConfig, VisionConfig
 from medvr_jax.models.vision import ImageBatch
 from medvr_jax.rollout.engine import RolloutSettings
@@ -31,14 +31,14 @@ class AbstractRun:
     Attributes:
         config: the run's configuration.
         backbone: the model's shapes.
-        mesh: of the described devices.
+        mesh: of the described devices; an abstract one where nothing is going to be compiled.
         graphdef: structure of the backbone.
         params: `jax.ShapeDtypeStruct`s of the parameters in the master dtype, laid out for training.
     """
 
     config: Any
     backbone: BackboneConfig
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     graphdef: nnx.GraphDef
     params: nnx.State
 
@@ -48,7 +48,7 @@ class AbstractRun:
         return assembly.training_rollout(self.config, self.backbone)
 
 
-def abstract_run(config: Any, backbone: BackboneConfig, mesh: Mesh) -> AbstractRun:
+def abstract_run(config: Any, backbone: BackboneConfig, mesh: Mesh | AbstractMesh) -> AbstractRun:
     """The parts of a run on `mesh`; UserError where the mesh does not divide the parameters."""
 
     def make() -> Backbone:
@@ -57,6 +57,8 @@ def abstract_run(config: Any, backbone: BackboneConfig, mesh: Mesh) -> AbstractR
         return Backbone(backbone, key=key, dtype=model.parameter_dtype, compute_dtype=model.compute_dtype)
 
     graphdef, params = nnx.split(nnx.eval_shape(make))
+    if isinstance(mesh, Mesh):
+        graphdef = with_attention(graphdef, params, sharding.attention_backend(config.model.attention, mesh))
     layout = sharding.parameter_shardings(params, mesh, sharding.TRAINING)
     return AbstractRun(config, backbone, mesh, graphdef, laid_out(params, layout))
 

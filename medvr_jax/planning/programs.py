@@ -1,9 +1,9 @@
-"""The programs of a training run with abstract arguments, in the order in which a step executes them."""
+"""The programs of a training step with abstract arguments, in the order of execution, and what is alive meanwhile."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,114 +22,136 @@ from medvr_jax.training import sharding
 from medvr_jax.training.state import make_optimizer, sampling_layout
 from medvr_jax.training.update import TrainBatch, make_scorer, make_update
 
+# What memory is used for, beside a program's own results and temporaries.
+USES = ("parameters", "optimiser", "caches", "batch")
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A jitted function and its abstract arguments by name, in order."""
+    """One program of a step.
+
+    Attributes:
+        name: as the tables have it.
+        function: the jitted function that a run calls.
+        arguments: its abstract arguments, in order.
+        alive: all arrays that exist while it runs, its arguments among them, by use.
+        produced: what it makes that is not written over an argument.
+        runs: executions in one step; for decode, tokens of the longest response, each one round of its loop.
+        shown_only: true for what is part of another program and only listed by itself.
+    """
 
     name: str
     function: Callable[..., Any]
-    arguments: dict[str, Any]
+    arguments: tuple[Any, ...]
+    alive: dict[str, Any]
+    produced: Any
+    runs: int = 1
+    shown_only: bool = False
 
 
-# Abstract results of a program, laid out as the compiled program leaves them where it compiled, else by group.
-Results = Callable[[Program], Any]
+def step_programs(run: AbstractRun) -> list[Program]:
+    """All programs of one training step."""
+    config, mesh, settings = run.config, run.mesh, run.rollout
+    groups, slots = config.data.prompts_per_step, settings.trajectories
+    turns = settings.max_turns - 1 if config.rollout.tools else 0
+    whole, by_group = sharding.replicated(mesh), sharding.by_group(mesh)
+    layout = sharding.rollout_layout(mesh, run.backbone.text.num_kv_heads)
 
-
-def run_programs(run: AbstractRun, results: Results) -> Iterator[Program]:
-    """The programs of one training step. `results` is asked for what later programs take from earlier ones."""
-    config, mesh = run.config, run.mesh
     optimizer = make_optimizer(assembly.optimizer_settings(config))
     state = abstract.train_state(run, optimizer)
-
-    groups = config.data.prompts_per_step
     to_sampling = sampling_layout(state.params, mesh, config.model.compute_dtype)
-    reshard = Program("reshard", to_sampling, {"params": state.params})
-    yield reshard
-    params = results(reshard)
+    sampling = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.model.compute_dtype), state.params)
+    params = abstract.laid_out(sampling, sharding.parameter_shardings(sampling, mesh, sharding.SAMPLING))
+    reference = params if config.grpo.kl_weight else None
+    trained = {"parameters": (state.trainable, state.frozen, reference), "optimiser": (state.optimizer, state.step)}
+    rolling = trained | {"parameters": (trained["parameters"], params)}
 
     prompts = abstract.prompt_batch(run, groups)
-    vision = jax.jit(lambda params, images: image_features(nnx.merge(run.graphdef, params), images))
-    yield Program("vision", vision, {"params": params, "images": prompts.images})
-
-    layout = sharding.rollout_layout(mesh, run.backbone.text.num_kv_heads)
-    programs = rollout_programs(run.graphdef, run.rollout, layout)
-    prefill = Program("prefill", programs.prefill, {"params": params, "prompts": prompts})
-    yield prefill
-    prompt_inputs, cache, rollout_state = results(prefill)
-
-    decode = Program(
-        "decode",
-        programs.decode,
-        {
-            "params": params,
-            "prompt cache": cache,
-            "rollout state": rollout_state,
-            "key": abstract.random_key(run),
-            "prompt ids": prompts.prompt_ids,
-            "tables": abstract.vocabulary_tables(run),
-        },
+    tables, key = abstract.vocabulary_tables(run), abstract.random_key(run)
+    rollout = rollout_programs(run.graphdef, settings, layout)
+    shapes = jax.eval_shape(rollout_programs(run.graphdef, settings).prefill, params, prompts)
+    layouts = (layout.groups, layout.prompt_cache, layout.state)
+    made = tuple(
+        abstract.laid_out(tree, jax.tree.broadcast(where, tree)) for tree, where in zip(shapes, layouts, strict=True)
     )
-    yield decode
-    rollout_state = results(decode)
+    inputs, cache, rollout_state = made
+    features = jax.ShapeDtypeStruct(
+        (groups, slots, settings.crop_patches // run.backbone.vision.merge_unit, run.backbone.text.hidden_size),
+        inputs.features.dtype,
+        sharding=by_group,
+    )
+    # Until the last turn has been served, the crops' features of all turns before stay.
+    sampled = {"caches": (cache, rollout_state), "batch": (inputs, prompts, tables, (features,) * turns)}
 
-    crop_features = None
-    if config.rollout.tools:
-        offset = jax.ShapeDtypeStruct((), np.int32, sharding=sharding.replicated(mesh))
+    programs = [
+        Program("reshard", to_sampling, (state.params,), trained, params),
+        Program(
+            "vision",
+            jax.jit(lambda params, images: image_features(nnx.merge(run.graphdef, params), images)),
+            (params, prompts.images),
+            rolling | {"batch": prompts},
+            inputs.features,
+            shown_only=True,
+        ),
+        Program("prefill", rollout.prefill, (params, prompts), rolling | {"batch": prompts}, made),
+        Program(
+            "decode",
+            rollout.decode,
+            (params, cache, rollout_state, key, prompts.prompt_ids, tables),
+            rolling | sampled,
+            None,
+            runs=settings.response_length - 1,
+        ),
+    ]
+    if turns:
         served = abstract.serving(run, groups)
-        serve = Program(
-            "serve",
-            programs.serve,
-            {
-                "params": params,
-                "prompt cache": cache,
-                "rollout state": rollout_state,
-                "serving": served,
-                "offset": offset,
-            },
-        )
-        yield serve
-        rollout_state, crop_features = results(serve)
+        offset = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
+        alive = rolling | sampled | {"batch": (inputs, prompts, tables, (features,) * (turns - 1), served)}
+        arguments = (params, cache, rollout_state, served, offset)
+        programs.append(Program("serve", rollout.serve, arguments, alive, features, runs=turns))
 
-    reference = params if config.grpo.kl_weight else None
-    settings = assembly.update_settings(config, mesh)
-    batch = train_batch(run, prompt_inputs, rollout_state, crop_features)
+    updating = assembly.update_settings(config, mesh)
+    batch = train_batch(run, inputs, rollout_state, (features,) * turns)
     banned = abstract.banned(run)
-    if config.grpo.updates_per_batch > 1:
-        scorer = make_scorer(run.graphdef, settings)
-        yield Program("score", scorer, {"params": state.params, "batch": batch, "banned": banned})
-        batch = batch.replace(old_log_probabilities=batch.log_probabilities)
-    update = make_update(run.graphdef, optimizer, settings, state)
-    yield Program("update", update, {"state": state, "reference": reference, "batch": batch, "banned": banned})
+    # The rollout keeps the crops' features until the step is over, whether or not the update reads them.
+    alive = trained | {"batch": (batch.replace(crop_features=(features,) * turns), banned)}
+    updates = config.grpo.updates_per_batch
+    if updates > 1:
+        scorer = make_scorer(run.graphdef, updating)
+        old = batch.log_probabilities
+        programs.append(Program("score", scorer, (state.params, batch, banned), alive, old))
+        batch = batch.replace(old_log_probabilities=old)
+        alive = trained | {"batch": (alive["batch"], old)}
+    update = make_update(run.graphdef, optimizer, updating, state)
+    programs.append(Program("update", update, (state, reference, batch, banned), alive, None, runs=updates))
+    return programs
 
 
 def train_batch(
-    run: AbstractRun, prompt: PromptInputs, state: RolloutState, crop_features: jax.ShapeDtypeStruct | None
+    run: AbstractRun, prompt: PromptInputs, state: RolloutState, crop_features: tuple[jax.ShapeDtypeStruct, ...]
 ) -> TrainBatch:
     """As `training.trainer.Trainer.train_batch` makes it from a rollout."""
-    config, settings = run.config, run.rollout
+    settings, vision = run.rollout, run.backbone.vision
     groups, slots, length = state.tokens.shape
-    frozen = config.model.freeze_vision_tower
-    turns = settings.max_turns - 1 if config.rollout.tools else 0
-    by_group = sharding.by_group(run.mesh)
-    vision = run.backbone.vision
-
-    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=by_group)
-
-    prompt_images = abstract.images((groups, settings.prompt_images), settings.prompt_patches, vision)
-    crops = abstract.images((groups, slots), settings.crop_patches, vision)
+    frozen = run.config.model.freeze_vision_tower
+    images = crops = None
+    if not frozen:
+        images = abstract.images((groups, settings.prompt_images), settings.prompt_patches, vision)
+        crops = (abstract.images((groups, slots), settings.crop_patches, vision),) * len(crop_features)
+    arrays = {
+        "sampled": jax.ShapeDtypeStruct((groups, slots, length), jnp.bool_),
+        "log_probabilities": jax.ShapeDtypeStruct((groups, slots, length), jnp.float32),
+        "advantages": jax.ShapeDtypeStruct((groups, slots), jnp.float32),
+        "counted": jax.ShapeDtypeStruct((groups,), jnp.bool_),
+        "images": images,
+        "crops": crops,
+    }
     return TrainBatch(
         prompt=prompt,
         tokens=state.tokens,
         positions=state.positions,
         feature_index=state.feature_index,
-        crop_features=(crop_features,) * turns if frozen else (),
-        sampled=array((groups, slots, length), jnp.bool_),
-        log_probabilities=array((groups, slots, length), jnp.float32),
+        crop_features=crop_features if frozen else (),
         old_log_probabilities=None,
-        advantages=array((groups, slots), jnp.float32),
-        counted=array((groups,), jnp.bool_),
-        images=None if frozen else abstract.laid_out(prompt_images, by_group),
-        crops=None if frozen else (abstract.laid_out(crops, by_group),) * turns,
+        **abstract.laid_out(arrays, sharding.by_group(run.mesh)),
     )
