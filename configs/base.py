@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     model.parameter_dtype = "float32"  # float32 | bfloat16: master weights and optimiser state
     model.freeze_vision_tower = False  # train the decoder only
     model.remat = "none"  # none | block: recompute each decoder layer in the backward pass to save memory
+    model.attention = "auto"  # auto (by the devices) | xla (anywhere) | splash (TPU) | fused (NVIDIA GPU)
 
     mesh = config.mesh = section()
     mesh.data = -1  # devices that split the prompts of a step; -1 = all that the other axes leave

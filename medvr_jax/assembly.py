@@ -22,6 +22,7 @@ from medvr_jax.configuration import check_batches
 from medvr_jax.datasets.source import ExampleSource, make_source
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.chat import Encoder, encode_observation, load_encoder
+from medvr_jax.models.backbone import with_attention
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.weights import load_backbone
 from medvr_jax.rollout.engine import RolloutEngine, RolloutSettings
@@ -97,6 +98,7 @@ def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
             _check_observation_fits(encoder, config.rollout)
         source = make_source(config.data, config.seed)
     graphdef, params = load_backbone(folder, config.model.parameter_dtype, config.model.compute_dtype)
+    graphdef = with_attention(graphdef, params, sharding.attention_backend(config.model.attention, mesh))
     return Parts(config, mesh, graphdef, params, BackboneConfig.from_folder(folder), encoder, tools, source)
 
 

@@ -38,6 +38,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.parameter_dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "block"),
+    "model.attention": ("auto", "xla", "splash", "fused"),
     "data.name": ("synthetic", "jsonl"),
     "evr.entropy_unit": ("nats", "log_vocabulary"),
     "evr.spending": ("repeated", "one_pass"),

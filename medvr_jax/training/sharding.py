@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medvr_jax.errors import UserError
+from medvr_jax.models.attention_backend import XLA, AttentionBackend
 from medvr_jax.rollout.state import RolloutLayout
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -24,6 +25,7 @@ BATCH_AXES = ("data", "fsdp")
 
 _HEADS = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocabulary": "tensor"}
 _VISION = {"vision_heads": "tensor", "vision_mlp": "tensor"}
+_ATTENTION_PLATFORMS = {"splash": "tpu", "fused": "gpu"}
 TRAINING: Mapping[str, str] = _HEADS | _VISION | {"embed": "fsdp", "vision_embed": "fsdp"}
 SAMPLING: Mapping[str, str] = _HEADS | _VISION
 
@@ -76,6 +78,20 @@ def rollout_layout(mesh: Mesh, kv_heads: int) -> RolloutLayout:
         response_keys=NamedSharding(mesh, PartitionSpec(BATCH_AXES, None, heads)),
         whole=replicated(mesh),
     )
+
+
+def attention_backend(choice: str, mesh: Mesh) -> AttentionBackend:
+    """The back end that `model.attention` asks for, its kernels spread over the mesh as groups and heads are.
+
+    Raises:
+        UserError: where the mesh's devices do not run it.
+    """
+    platform = mesh.devices.flat[0].platform
+    allowed = ["auto", "xla", *(kind for kind, needed in _ATTENTION_PLATFORMS.items() if needed == platform)]
+    if choice not in allowed:
+        raise UserError(f"model.attention: found {choice!r}, allowed on {platform} devices are {', '.join(allowed)}")
+    kind = allowed[-1] if choice == "auto" else choice
+    return XLA if kind == "xla" else AttentionBackend(kind, mesh, BATCH_AXES, (TRAINING["heads"],))
 
 
 def parameter_shardings(params: nnx.State, mesh: Mesh, rules: Mapping[str, str]) -> nnx.State:
