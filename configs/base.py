@@ -29,6 +29,9 @@ def get_config() -> ConfigDict:
 
     model = config.model = section()
     model.path = ""  # Hugging Face folder of the policy: config.json, safetensors, tokenizer, image processor
+    model.architecture = (
+        ""  # --mode=plan: published shapes to plan with where `path` is not at hand, e.g. qwen2.5-vl-7b
+    )
     model.compute_dtype = "float32"  # float32 | bfloat16: matrix products; norms, softmax and rope stay float32
     model.parameter_dtype = "float32"  # float32 | bfloat16: master weights and optimiser state
     model.freeze_vision_tower = False  # train the decoder only

@@ -72,10 +72,11 @@ POSITIVE = ("rollout.temperature", "optimizer.learning_rate", "optimizer.epsilon
 # ---------------------------------------------------------------------------------------------- reading a recipe
 
 
-def load_config(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> FrozenConfigDict:
-    """Reads `FILE[:variant]`, applies `(field, text)` overrides and checks the result."""
+def load_config(spec: str, overrides: Iterable[tuple[str, str]] = (), *, files: bool = True) -> FrozenConfigDict:
+    """Reads `FILE[:variant]`, applies `(field, text)` overrides and checks the result, with the `files` that it names
+    or without."""
     file, colon, variant = spec.partition(":")
-    return validate(override(_run_recipe(Path(file), variant if colon else None), overrides))
+    return validate(override(_run_recipe(Path(file), variant if colon else None), overrides), files=files)
 
 
 def _run_recipe(file: Path, variant: str | None) -> ConfigDict:
@@ -135,8 +136,11 @@ def _parse(name: str, text: str, default: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------ checking
 
 
-def validate(config: ConfigDict) -> FrozenConfigDict:
-    """A frozen copy with whole numbers in decimal fields made decimal; UserError if anything is wrong."""
+def validate(config: ConfigDict, *, files: bool = True) -> FrozenConfigDict:
+    """A frozen copy with whole numbers in decimal fields made decimal; UserError if anything is wrong.
+
+    Without `files` it is not checked that those which the configuration names exist.
+    """
     schema = _schema(config)
     found = dict(leaves(config))
     for name in found:
@@ -146,7 +150,7 @@ def validate(config: ConfigDict) -> FrozenConfigDict:
         if name not in found:
             raise UserError(f"{name}: missing; begin the recipe with configs.base.get_config()")
     checked = {name: _checked_value(name, found[name], default) for name, default in schema.items()}
-    for check in _COMBINATIONS:
+    for check in (*_COMBINATIONS, _files_exist) if files else _COMBINATIONS:
         check(checked)
     return FrozenConfigDict(_nested(checked))
 
@@ -318,7 +322,6 @@ _COMBINATIONS: tuple[Callable[[Mapping[str, Any]], None], ...] = (
     _batches_divide,
     _schedule_fits,
     _trainer_has_its_section,
-    _files_exist,
 )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 from medvr_jax.errors import UserError
@@ -62,6 +64,8 @@ def _qwen2(decoder: dict[str, Any]) -> dict[str, Any]:
     return {"model_type": "qwen2_vl", "vision_config": vision} | _TOKENS | decoder
 
 
+_NO_SHAPE = ("max_position_embeddings", "tokens_per_second")
+
 # Width, MLP width, layers, heads, key/value heads, vocabulary, tied.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen2.5-vl-3b": _qwen2_5(_decoder(2048, 11008, 36, 16, 2, 151936, True), 3420),
@@ -78,3 +82,30 @@ def published(name: str) -> BackboneConfig:
     if name not in ARCHITECTURES:
         raise UserError(f"model.architecture: found {name!r}, allowed are {', '.join(ARCHITECTURES)}")
     return BackboneConfig.from_json_dict(ARCHITECTURES[name], f"architecture {name}")
+
+
+def backbone_of(model: Any) -> BackboneConfig:
+    """The backbone of a configuration's section `model`: by `path` where it is a folder with a config.json, else by
+    `architecture`. Where both are known they must agree."""
+    named = published(model.architecture) if model.architecture else None
+    if not (Path(model.path) / "config.json").is_file():
+        if named is None:
+            raise UserError(
+                f"model.path: {model.path!r} holds no config.json, and model.architecture is empty; one of them is"
+                f" needed to plan, allowed architectures are {', '.join(ARCHITECTURES)}"
+            )
+        return named
+    found = BackboneConfig.from_folder(model.path)
+    if named is None:
+        return found
+    for part in ("text", "vision"):
+        for field in dataclasses.fields(getattr(found, part)):
+            if field.type not in ("int", "tuple[int, ...]", "bool"):
+                continue  # shapes alone matter here
+            here, there = (getattr(getattr(config, part), field.name) for config in (found, named))
+            if here != there and field.name not in _NO_SHAPE:
+                raise UserError(
+                    f"model.architecture: found {model.architecture!r} with {part} {field.name} = {there}, but"
+                    f" {model.path}/config.json has {here}; set it to '' to plan for that folder"
+                )
+    return found

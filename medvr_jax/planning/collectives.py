@@ -19,7 +19,7 @@ _OPERATION = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CONDITION = re.compile(r" while\(.*condition=%?([\w.\-]+)")
-_STATED_TRIPS = re.compile(r'known_trip_count[^\d]*(\d+)')
+_STATED_TRIPS = re.compile(r"known_trip_count[^\d]*(\d+)")
 _CONSTANT = re.compile(r"%([\w.\-]+) = s32\[\]\S* constant\((\d+)\)")
 _LESS_THAN = re.compile(r"ROOT .* compare\(.*%([\w.\-]+)\), direction=LT")
 
