@@ -8,10 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from medvr_jax.models import attention, attention_fused, attention_splash
 from medvr_jax.models.attention_backend import XLA, AttentionBackend
+from medvr_jax.models.backbone import with_attention
+from tests.models import cases
+from tests.models.test_backbone import three_turn_group
 
 SPLASH = AttentionBackend("splash", interpreted=True)
 FUSED = AttentionBackend("fused", interpreted=True)
@@ -83,8 +87,7 @@ GROUPS = {  # B, M, P, T, N, K, H: lengths around the block of 128, heads 1, 2 a
 }
 
 
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("name, last", [*((name, False) for name in GROUPS), ("responses across blocks", True)])
 @pytest.mark.parametrize("backend", [XLA, SPLASH, FUSED], ids=lambda backend: backend.kind)
 def test_group_equals_whole_sequences(backend, name, last):
     arrays = random_group(*GROUPS[name])
@@ -94,8 +97,7 @@ def test_group_equals_whole_sequences(backend, name, last):
     assert_group(arrays, prompt, responses, atol=1e-5)
 
 
-@pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("name", GROUPS)
+@pytest.mark.parametrize("name, last", [*((name, False) for name in GROUPS), ("responses across blocks", True)])
 def test_splash_gradient_equals_xla(name, last):
     arrays = random_group(*GROUPS[name])
     assert_close(gradient(arrays, SPLASH, last), gradient(arrays, XLA, last), 1e-5)
@@ -138,13 +140,12 @@ def test_kernel_skips_what_the_mask_hides():
     assert largest <= max(length, (length // block) ** 2)
 
 
-@pytest.mark.parametrize("K", [2, 4])
-@pytest.mark.parametrize("backend", [SPLASH, FUSED], ids=lambda backend: backend.kind)
-def test_spread_over_devices(backend, K):
+@pytest.mark.parametrize("kind, K", [("splash", 2), ("splash", 4), ("fused", 2)])
+def test_spread_over_devices(kind, K):
     """Two by four devices: groups and heads are split, two key heads for four devices are repeated."""
     mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
     arrays = random_group(2, 3, 40, 30, 8, K, 16)
-    spread = AttentionBackend(backend.kind, mesh, ("a",), ("b",), interpreted=True)
+    spread = AttentionBackend(kind, mesh, ("a",), ("b",), interpreted=True)
     placed = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec("a")))
     run = jax.jit(functools.partial(attention.group_attention, backend=spread))
     assert_group(arrays, *run(*placed), atol=1e-5)
@@ -182,6 +183,30 @@ def test_whole_rows_of_images(backend):
 
     found, expected = (
         jax.grad(functools.partial(total, backend=b), argnums=(0, 1, 2))(q, k, v) for b in (backend, XLA)
+    )
+    assert_close(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", [SPLASH, FUSED], ids=lambda backend: backend.kind)
+def test_backbone_with_each_back_end(pair, backend):
+    """Image features, prefill and scores, where they mean something."""
+    group = three_turn_group(np.random.default_rng(9), pair.config)
+    prompt, response = cases.with_features(pair.graphdef, pair.params, group)
+    lengths = jnp.array([[len(one.tokens) for one in row] for row in group.responses])
+    real = jnp.arange(response.tokens.shape[2]) < lengths[..., None]
+
+    def run(graphdef, params):
+        model = nnx.merge(graphdef, params)
+        features = model.encode_images(group.prompt_images)
+        shown = group.prompt_images.valid.reshape(*features.shape[:2], -1).any(axis=-1)
+        keys = model.prefill(prompt).keys[-1]
+        pairs = (shown[..., None], features), (prompt.valid[:, None, None], keys)
+        pairs += ((real[..., None], model.score(prompt, response)),)
+        return tuple(jnp.where(where, x, 0.0) for where, x in pairs)
+
+    found, expected = (
+        jax.jit(functools.partial(run, graphdef))(pair.params)
+        for graphdef in (with_attention(pair.graphdef, pair.params, backend), pair.graphdef)
     )
     assert_close(found, expected, 1e-5)
 
