@@ -28,14 +28,16 @@ def get_config() -> ConfigDict:
     config.export_at_end = True  # write a Hugging Face folder to WORKDIR/export when training is done
 
     model = config.model = section()
-    model.path = ""  # Hugging Face folder of the policy: config.json, safetensors, tokenizer, image processor
-    model.architecture = (
-        ""  # --mode=plan: published shapes to plan with where `path` is not at hand, e.g. qwen2.5-vl-7b
-    )
+    model.path = ""  # Hugging Face folder of the policy, relative to the current one or to that of package medvr_jax
+    model.architecture = ""  # --mode=plan: shapes to plan with where `path` is not at hand, e.g. qwen2.5-vl-7b
     model.compute_dtype = "float32"  # float32 | bfloat16: matrix products; norms, softmax and rope stay float32
-    model.parameter_dtype = "float32"  # float32 | bfloat16: master weights and optimiser state
-    model.freeze_vision_tower = False  # train the decoder only
-    model.remat = "none"  # none | block: recompute each decoder layer in the backward pass to save memory
+    model.parameter_dtype = "float32"  # float32 | bfloat16: master weights; bfloat16 ones lose changes below 1/256
+    model.export_dtype = "source"  # source (each tensor as in model.path) | float32 | bfloat16: of exported folders
+    model.freeze_vision_tower = False  # no gradient, no optimiser state; image features of the rollout are used again
+    model.freeze_embeddings = False  # likewise the token embeddings, and a head that is tied to them
+    # What each layer of decoder and tower keeps for the backward pass: all; its input and its products with weights; or
+    # its input alone.
+    model.remat = "none"  # none | dots | block
     model.attention = "auto"  # auto (by the devices) | xla (anywhere) | splash (TPU) | fused (NVIDIA GPU)
 
     mesh = config.mesh = section()
@@ -62,7 +64,7 @@ def get_config() -> ConfigDict:
 
     prompt = config.prompt = section()
     prompt.system = ""  # system prompt; empty = the full one, with the tool's JSON schema
-    prompt.bucket = 1024  # P; longer prompts are refused
+    prompt.bucket = 1024  # P; longer prompts are refused, their last token not counted: the response begins with it
     prompt.images = 1  # I; prompts with more are refused
     prompt.patches = 2048  # S, patches of the largest image, a multiple of 4
     prompt.min_pixels = 3136  # smaller images are enlarged to this many pixels, side ratio kept
@@ -122,6 +124,7 @@ def get_config() -> ConfigDict:
     optimizer.b1 = 0.9
     optimizer.b2 = 0.999
     optimizer.epsilon = 1e-8
+    optimizer.moment_dtype = "float32"  # float32 | bfloat16: the first moment; the second stays float32
     optimizer.max_grad_norm = 1.0  # gradients are scaled down to this global norm
 
     report = config.report = section()

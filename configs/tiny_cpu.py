@@ -6,8 +6,6 @@ tool). They share everything else, the images too.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from configs import base
@@ -31,7 +29,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.checkpoint_every = 20
     config.evaluate_every = 10
 
-    config.model.path = str(Path(__file__).resolve().parents[1] / "medvr_jax" / "assets" / "tiny")
+    config.model.path = "medvr_jax/assets/tiny"  # found from any folder: see configuration.model_folder
     config.model.freeze_vision_tower = True
     config.mesh.host_devices = 2
 
@@ -56,6 +54,6 @@ def get_config(variant: str = "full") -> ConfigDict:
 
     config.grpo.clip_low, config.grpo.clip_high = 0.2, 0.28
     config.grpo.kl_weight = 0.05
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 5e-4
     config.optimizer.schedule = "cosine"  # the last updates are small: the policy settles
     return config

@@ -1,4 +1,4 @@
-"""A recipe for checkpoints like medvr_jax/assets/tiny: supervised warm-up of a random Qwen2.5-VL, without any reward.
+"""How medvr_jax/assets/tiny was made: supervised warm-up of a random Qwen2.5-VL, without any reward.
 
 It teaches what a pre-trained VLM would bring: to write the format, to point at a marker that it is asked for, and to
 read a lesion that fills a crop. It never shows where a lesion is: boxes for lesions are drawn at random. One CPU core,
@@ -6,7 +6,8 @@ about six minutes:
 
     python -m medvr_jax.main --config=configs/tiny_warmup.py --workdir=runs/warmup
 
-writes runs/warmup/export. The assets folder holds the result of the same stages run one at a time; see the README.
+writes runs/warmup/export, whose copy the assets folder is. Other seeds make checkpoints of the same kind, of which not
+all learn as well: it depends on how much of the pointing at markers is left for lesions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def get_config() -> ConfigDict:
     """base.py's fields and a section of its own; of the former only seed, trainer and data.synthetic are used."""
     config = base.get_config()
     config.trainer = "supervised"
-    config.seed = 0
+    config.seed = 2
 
     warmup = config.warmup = base.section()
     warmup.vocabulary = 512  # BPE tokens before the added ones
@@ -51,7 +52,7 @@ def get_config() -> ConfigDict:
     warmup.max_grad_norm = 1.0
     warmup.log_every = 20
 
-    warmup.tower_steps = 140  # stage 1: the tower alone tells crops' classes and markers' places
+    warmup.tower_steps = 200  # stage 1: the tower alone tells crops' classes and markers' places
     warmup.probe_batch = 64  # crops, and as many markers
     warmup.ground_steps = 600  # stage 2: point at the marker; at most so many steps …
     warmup.ground_until = 0.95  # … for it ends when this share of a log line's boxes is wholly right

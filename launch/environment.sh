@@ -32,3 +32,14 @@ install() {
         fi
     done
 }
+
+# install_jax EXTRA: jax's own extra (tpu, cuda13, …) of the version that requirements.txt pins.
+install_jax() {
+    local version stamp=".venv/installed-jax-$1"
+    version=$(.venv/bin/python -c 'import jax; print(jax.__version__)') || return
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$version" ]; then
+        echo "Installing jax[$1]==$version into .venv …"
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check "jax[$1]==$version" || return
+        echo "$version" > "$stamp"
+    fi
+}

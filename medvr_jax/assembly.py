@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,12 +17,13 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from medvr_jax import distributed
-from medvr_jax.configuration import check_batches
+from medvr_jax.configuration import check_batches, model_folder
 from medvr_jax.datasets.source import ExampleSource, make_source
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.chat import Encoder, encode_observation, load_encoder
 from medvr_jax.models.backbone import with_attention
 from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.weights import load_backbone
 from medvr_jax.rollout.engine import RolloutEngine, RolloutSettings
 from medvr_jax.rollout.evr import EvrSettings
@@ -42,7 +42,8 @@ class Parts:
         config: the run's configuration.
         mesh: the devices.
         graphdef: structure of the backbone.
-        params: its parameters as the model folder has them.
+        params: its parameters as the model folder has them, laid out for training. A train state made of them takes
+            them over: once it is updated, only their shapes are left here.
         backbone: its shapes.
         encoder: tokenizer, image processor and system prompt.
         tools: tools by name.
@@ -60,28 +61,33 @@ class Parts:
 
     def engine(self, settings: RolloutSettings) -> RolloutEngine:
         """A rollout engine for these shapes and rules."""
-        rows = sharding.by_group(self.mesh)
+        place = sharding.by_group(self.mesh)
+        put = functools.partial(distributed.put_rows, sharding=place)
+        read = functools.partial(distributed.read_rows, sharding=place)
         return RolloutEngine(
-            self.graphdef,
-            self.backbone,
-            self.encoder,
-            self.tools,
-            settings,
-            put=functools.partial(distributed.put_rows, sharding=rows),
-            read=functools.partial(distributed.read_rows, sharding=rows),
-            layout=sharding.rollout_layout(self.mesh, self.backbone.text.num_kv_heads),
+            self.graphdef, self.backbone, self.encoder, self.tools, settings, put, read, self.sampling_layout
         )
 
     def rows(self, total: int) -> distributed.Rows:
         """This process's share of a batch of `total` groups."""
         return distributed.rows_of(sharding.by_group(self.mesh), total)
 
+    @property
+    def training_layout(self) -> Layout:
+        """Where masters, optimiser state and the update's activations live."""
+        return sharding.make_layout(sharding.TRAINING, self.mesh, self.backbone)
+
+    @property
+    def sampling_layout(self) -> Layout:
+        """Where the weights and caches of a rollout live."""
+        return sharding.make_layout(sharding.SAMPLING, self.mesh, self.backbone)
+
 
 def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
     """Reads the model folder and the data; UserError for what is wrong with them. All devices are used by default."""
     mesh = sharding.make_mesh(sharding.MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
     check_batches(_flat(config), sharding.data_shards(mesh))
-    folder = Path(config.model.path)
+    folder = model_folder(config.model.path)
     with distributed.together():
         tools = tools_by_name(config.rollout.tools)
         encoder = load_encoder(
@@ -97,9 +103,13 @@ def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
         if tools:
             _check_observation_fits(encoder, config.rollout)
         source = make_source(config.data, config.seed)
-    graphdef, params = load_backbone(folder, config.model.parameter_dtype, config.model.compute_dtype)
+    backbone = BackboneConfig.from_folder(folder)
+    place = functools.partial(
+        sharding.parameter_shardings, layout=sharding.make_layout(sharding.TRAINING, mesh, backbone)
+    )
+    graphdef, params = load_backbone(folder, config.model.parameter_dtype, config.model.compute_dtype, place)
     graphdef = with_attention(graphdef, params, sharding.attention_backend(config.model.attention, mesh))
-    return Parts(config, mesh, graphdef, params, BackboneConfig.from_folder(folder), encoder, tools, source)
+    return Parts(config, mesh, graphdef, params, backbone, encoder, tools, source)
 
 
 def _check_observation_fits(encoder: Encoder, rollout: Any) -> None:
@@ -177,6 +187,7 @@ def update_settings(config: Any, mesh: Mesh) -> UpdateSettings:
         micro_batch_groups=grpo.micro_batch_groups,
         logit_chunk=grpo.logit_chunk,
         remat=config.model.remat,
+        compute_dtype=config.model.compute_dtype,
         data_shards=sharding.data_shards(mesh),
     )
 

@@ -37,8 +37,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer": ("grpo", "supervised"),
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.parameter_dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "block"),
+    "model.export_dtype": ("source", "float32", "bfloat16"),
+    "model.remat": ("none", "dots", "block"),
     "model.attention": ("auto", "xla", "splash", "fused"),
+    "optimizer.moment_dtype": ("float32", "bfloat16"),
     "data.name": ("synthetic", "jsonl"),
     "evr.entropy_unit": ("nats", "log_vocabulary"),
     "evr.spending": ("repeated", "one_pass"),
@@ -51,6 +53,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "mesh.data": (-1, math.inf),
     "rollout.trajectories": (2, math.inf),
+    "rollout.response_length": (2, math.inf),  # the first token is the prompt's last
     "data.synthetic.seed": (0, math.inf),
     "data.synthetic.margin": (0, 0.49),
     "evr.p_base": (0, 1),
@@ -59,22 +62,27 @@ RANGES: dict[str, tuple[float, float]] = {
     "rewards.eta": (0, 1),
     "rewards.high": (-math.inf, math.inf),
     "rewards.low": (-math.inf, math.inf),
+    "rewards.raster": (1, 1024),
     "grpo.clip_low": (0, 1),
     "grpo.micro_batch_groups": (0, math.inf),
     "optimizer.warmup_steps": (0, math.inf),
-    "optimizer.b1": (0, 1),
-    "optimizer.b2": (0, 1),
     "report.groups": (0, math.inf),
 }
-POSITIVE = ("rollout.temperature", "optimizer.learning_rate", "optimizer.epsilon", "optimizer.max_grad_norm")
+POSITIVE = (
+    "data.synthetic.period",
+    "rollout.temperature",
+    "optimizer.learning_rate",
+    "optimizer.epsilon",
+    "optimizer.max_grad_norm",
+)
+BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 
 
 # ---------------------------------------------------------------------------------------------- reading a recipe
 
 
 def load_config(spec: str, overrides: Iterable[tuple[str, str]] = (), *, files: bool = True) -> FrozenConfigDict:
-    """Reads `FILE[:variant]`, applies `(field, text)` overrides and checks the result, with the `files` that it names
-    or without."""
+    """Reads `FILE[:variant]`, applies `(field, text)` overrides and checks the result as `validate` does."""
     file, colon, variant = spec.partition(":")
     return validate(override(_run_recipe(Path(file), variant if colon else None), overrides), files=files)
 
@@ -139,7 +147,7 @@ def _parse(name: str, text: str, default: Any) -> Any:
 def validate(config: ConfigDict, *, files: bool = True) -> FrozenConfigDict:
     """A frozen copy with whole numbers in decimal fields made decimal; UserError if anything is wrong.
 
-    Without `files` it is not checked that those which the configuration names exist.
+    files: whether the model folder and the data are going to be read, and so must be there and fit.
     """
     schema = _schema(config)
     found = dict(leaves(config))
@@ -150,7 +158,7 @@ def validate(config: ConfigDict, *, files: bool = True) -> FrozenConfigDict:
         if name not in found:
             raise UserError(f"{name}: missing; begin the recipe with configs.base.get_config()")
     checked = {name: _checked_value(name, found[name], default) for name, default in schema.items()}
-    for check in (*_COMBINATIONS, _files_exist) if files else _COMBINATIONS:
+    for check in _COMBINATIONS + (_FILES if files else ()):
         check(checked)
     return FrozenConfigDict(_nested(checked))
 
@@ -180,6 +188,8 @@ def _checked_value(name: str, value: Any, default: Any) -> Any:
             raise UserError(f"{name}: found {value}, allowed is {_range(low, high)}")
         if name in POSITIVE and value == 0:
             raise UserError(f"{name}: found {value}, allowed is more than 0")
+        if name in BELOW_ONE and value >= 1:
+            raise UserError(f"{name}: found {value}, allowed is less than 1")
     return value
 
 
@@ -194,6 +204,8 @@ def _rollout_fits(c: Mapping[str, Any]) -> None:
     for tool in tools:
         if tool not in TOOLS:
             raise UserError(f"rollout.tools: found {tool!r}, allowed are {', '.join(TOOLS)}")
+        if tools.count(tool) > 1:
+            raise UserError(f"rollout.tools: found {tool!r} {tools.count(tool)} times, allowed is once")
     if c["evr.enabled"] and groups % 2:
         raise UserError(
             f"rollout.trajectories: found {groups}, an even number is needed with evr.enabled, "
@@ -246,7 +258,7 @@ def _images_fit(c: Mapping[str, Any]) -> None:
 def _patch_side(model_path: str) -> int:
     """Pixels of a patch's side by the model's config.json; 14 where that does not say (its own reader complains)."""
     try:
-        return int(json.loads((Path(model_path) / "config.json").read_text())["vision_config"]["patch_size"])
+        return int(json.loads((model_folder(model_path) / "config.json").read_text())["vision_config"]["patch_size"])
     except (OSError, ValueError, KeyError, TypeError):
         return 14
 
@@ -299,13 +311,18 @@ def _trainer_has_its_section(c: Mapping[str, Any]) -> None:
         )
 
 
+def model_folder(path: str) -> Path:
+    """The folder that `model.path` names: a relative one is looked for here, then beside the package."""
+    return Path(path) if Path(path).exists() else Path(REPOSITORY) / path
+
+
 def _files_exist(c: Mapping[str, Any]) -> None:
     if c["trainer"] == "grpo":
-        folder = c["model.path"]
-        if not folder or not Path(folder).is_dir():
-            raise UserError(f"model.path: {folder!r} is not a folder; a Hugging Face model folder is needed")
-        if not (Path(folder) / "config.json").is_file():
-            raise UserError(f"model.path: {folder!r} holds no config.json; a Hugging Face model folder is needed")
+        path, folder = c["model.path"], model_folder(c["model.path"])
+        if not path or not folder.is_dir():
+            raise UserError(f"model.path: {path!r} is not a folder; a Hugging Face model folder is needed")
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model.path: {path!r} holds no config.json; a Hugging Face model folder is needed")
     if c["data.name"] == "jsonl":
         for name in ("data.train_file", "data.test_file"):
             if not Path(c[name]).is_file():
@@ -316,13 +333,9 @@ def _files_exist(c: Mapping[str, Any]) -> None:
             )
 
 
-_COMBINATIONS: tuple[Callable[[Mapping[str, Any]], None], ...] = (
-    _rollout_fits,
-    _images_fit,
-    _batches_divide,
-    _schedule_fits,
-    _trainer_has_its_section,
-)
+_Check = Callable[[Mapping[str, Any]], None]
+_COMBINATIONS: tuple[_Check, ...] = (_rollout_fits, _batches_divide, _schedule_fits, _trainer_has_its_section)
+_FILES: tuple[_Check, ...] = (_images_fit, _files_exist)
 
 
 # ------------------------------------------------------------------------------------------------- names of fields
@@ -361,9 +374,17 @@ def _unknown(name: str, schema: Mapping[str, Any]) -> UserError:
     inside = [known for known in schema if known.startswith(f"{name}.")]
     if inside:
         return UserError(f"{name}: is a section, not a field; its fields are {', '.join(inside)}")
+    return UserError(f"{name}: unknown field, the nearest valid name is {_nearest(name, schema)}")
 
+
+def nearest_flag(name: str, flags: Iterable[str]) -> str:
+    """The flag that an unknown one was probably meant to be: one of `flags`, or config.FIELD."""
+    return _nearest(name, [*flags, *(f"config.{field}" for field, _ in leaves(base.get_config()))])
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
     def likeness(known: str) -> float:
         pairs = ((name, known), (name.rpartition(".")[2], known.rpartition(".")[2]))
         return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
-    return UserError(f"{name}: unknown field, the nearest valid name is {max(schema, key=likeness)}")
+    return max(names, key=likeness)

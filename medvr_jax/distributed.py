@@ -39,6 +39,7 @@ class SharedError(UserError):
 def initialise(processes: Processes) -> None:
     """Joins the other processes; before jax makes its backends. Only process 0 goes on to use standard output."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which shall end a process
     by_hand = {
         "coordinator_address": processes.coordinator,
         "num_processes": processes.count,

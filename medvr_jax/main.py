@@ -1,7 +1,7 @@
 """The one entry point:
 
     python -m medvr_jax.main --config=FILE[:variant] --workdir=DIR [--mode=MODE] [--config.field=value …]
-    python -m medvr_jax.main --config=FILE[:variant] --mode=plan --topology=NAME [--workdir=DIR] [--config.field=value …]
+    python -m medvr_jax.main --config=FILE[:variant] --mode=plan --topology=NAME [--workdir=DIR] [--config.…]
 
 Several processes share a run when the environment says so: see `processes.py`, and `launch/` for scripts that set it.
 
@@ -105,11 +105,12 @@ def read_config(overrides: Sequence[tuple[str, str]]) -> FrozenConfigDict:
         raise UserError(f"--topology: found {_TOPOLOGY.value!r}, but only --mode=plan takes it")
     if not _WORKDIR.value:
         raise UserError("--workdir: missing; give the folder of the run, e.g. --workdir=runs/tiny")
+    files = _MODE.value != "report"  # it reads nothing but the run's folder
     if _CONFIG.value:
-        return configuration.load_config(_CONFIG.value, overrides)
+        return configuration.load_config(_CONFIG.value, overrides, files=files)
     if _MODE.value == "train":
         raise UserError("--config: missing; give FILE[:variant], e.g. --config=configs/tiny_cpu.py")
-    return workdir.saved_config(_WORKDIR.value, overrides)
+    return workdir.saved_config(_WORKDIR.value, overrides, files=files)
 
 
 def start_devices(config: FrozenConfigDict) -> None:
@@ -138,6 +139,9 @@ def parse_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
         overrides.append((name.removeprefix("config."), text))
     try:
         positional = flags.FLAGS(rest)[1:]
+    except flags.UnrecognizedFlagError as error:
+        nearest = configuration.nearest_flag(error.flagname, (flag.name for flag in (_CONFIG, _WORKDIR, _MODE)))
+        raise UserError(f"--{error.flagname}: unknown flag, the nearest valid one is --{nearest}") from error
     except flags.Error as error:
         raise UserError(str(error)) from error
     if flags.FLAGS["verbosity"].using_default_value:

@@ -16,12 +16,15 @@ from medvr_jax.errors import UserError
 
 # Runs that agree in these have checkpoints of the same shape and meaning.
 CHECKPOINT_FIELDS = ("trainer", "model.", "optimizer.", "grpo.kl_weight")
+EXPORT_FIELDS = ("model.export_dtype",)  # an export of a finished run may choose them anew
 
 
-def saved_config(workdir: str | os.PathLike, overrides: Iterable[tuple[str, str]] = ()) -> FrozenConfigDict:
-    """The configuration that a workdir was started with, overrides applied, checked."""
+def saved_config(
+    workdir: str | os.PathLike, overrides: Iterable[tuple[str, str]] = (), *, files: bool = True
+) -> FrozenConfigDict:
+    """The configuration that a workdir was started with, overrides applied, checked as `validate` does."""
     saved = ConfigDict(_read_saved(Path(workdir)), type_safe=False)
-    return configuration.validate(configuration.override(saved, overrides))
+    return configuration.validate(configuration.override(saved, overrides), files=files)
 
 
 def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: str, write: bool = True) -> None:
@@ -74,14 +77,16 @@ def _refuse_other(folder: Path, saved: dict[str, Any], config: FrozenConfigDict,
     old = dict(configuration.leaves(saved))
     new = dict(configuration.leaves(json.loads(json.dumps(config.to_dict()))))
     for name in [*new, *old]:
-        if prefixes and not name.startswith(prefixes):
+        if prefixes and (name in EXPORT_FIELDS or not name.startswith(prefixes)):
             continue
         before, now = old.get(name, "nothing"), new.get(name, "nothing")
-        # The shape of a cosine schedule depends on the number of steps.
-        may_grow = name == "steps" and config.optimizer.schedule == "constant"
+        schedule = config.optimizer.schedule
+        may_grow = name == "steps" and schedule == "constant"
         if before == now or (may_grow and now > before):
             continue
         rule = "it may only grow" if may_grow else "give another --workdir, or that value"
+        if name == "steps" and not may_grow:
+            rule = f"the shape of optimizer.schedule = {schedule!r} depends on it; {rule}"
         raise UserError(f"--workdir: {folder} belongs to another config: {name} was {before!r}, now {now!r}; {rule}")
 
 

@@ -62,7 +62,16 @@ def test_variants_differ_in_what_they_are_about_only() -> None:
         assert differing <= {"rollout.tools", "evr.enabled", "rewards.tool", "prompt.system"}, variant
 
 
-def test_7b_recipe_is_valid_once_model_and_data_are_given(model_folder: Path, tmp_path: Path) -> None:
+# file, and a few of its values: prompts, trajectories, tools, the tool's reward, KL weight
+LARGE_RECIPES = {
+    "medvr_qwen2_5_vl_7b": (256, 16, ("image_zoom_in_tool",), "consensus", 1e-3),
+    "medvr_qwen2_5_vl_3b": (32, 16, ("image_zoom_in_tool",), "consensus", 1e-3),
+    "medvlm_r1_qwen2_vl_2b": (8, 4, (), "none", 0.04),
+}
+
+
+@pytest.mark.parametrize("name", LARGE_RECIPES)
+def test_large_recipes_are_valid_once_model_and_data_are_given(name: str, model_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     file.touch()
     overrides = [
@@ -71,9 +80,12 @@ def test_7b_recipe_is_valid_once_model_and_data_are_given(model_folder: Path, tm
         ("data.test_file", str(file)),
         ("data.image_folder", str(tmp_path)),
     ]
-    recipe = str(REPOSITORY / "configs" / "medvr_qwen2_5_vl_7b.py")
+    recipe = str(REPOSITORY / "configs" / f"{name}.py")
     config = configuration.load_config(recipe, overrides)
-    assert (config.rollout.trajectories, config.data.prompts_per_step, config.evr.gamma) == (16, 256, 0.5)
+    flat = dict(configuration.leaves(config))
+    fields = ("data.prompts_per_step", "rollout.trajectories", "rollout.tools", "rewards.tool", "grpo.kl_weight")
+    assert tuple(flat[field] for field in fields) == LARGE_RECIPES[name]
+    configuration.check_batches(flat, config.mesh.fsdp)
     with pytest.raises(UserError, match="model.path: '' is not a folder"):
         configuration.load_config(recipe, overrides[1:])
 
@@ -144,11 +156,15 @@ def test_wrong_overrides_are_named(name: str, text: str, message: str, model_fol
         ({"rollout__trajectories": 15}, "rollout.trajectories: found 15, an even number"),
         ({"rollout__tools": ()}, "evr.enabled: found true with rollout.tools = ()"),
         ({"rollout__tools": (), "evr__enabled": False}, "rewards.tool: found 'consensus' with rollout.tools = ()"),
+        ({"rollout__tools": ("image_zoom_in_tool",) * 2}, "rollout.tools: found 'image_zoom_in_tool' 2 times"),
         ({"rollout__max_turns": 1}, "rollout.max_turns: found 1"),
+        ({"rollout__response_length": 1}, "rollout.response_length: found 1, allowed is 2 or more"),
         ({"rollout__observation_length": 128}, "rollout.observation_length: found 128"),
         ({"rollout__observation_length": 16}, "rollout.observation_length: found 16"),
         ({"rollout__temperature": 0.0}, "rollout.temperature: found 0.0, allowed is more than 0"),
         ({"rewards__low": 2.0}, "rewards.low: found 2.0, allowed is at most rewards.high = 1.0"),
+        ({"rewards__raster": 1025}, "rewards.raster: found 1025, allowed is 1 to 1024"),
+        ({"data__synthetic__period": 0}, "data.synthetic.period: found 0.0, allowed is more than 0"),
         ({"prompt__bucket": 16}, "prompt.bucket: found 16"),
         ({"prompt__images": 8}, "prompt.bucket: found 96"),
         ({"prompt__patches": 66}, "prompt.patches: found 66, allowed are multiples of 4"),
@@ -162,6 +178,8 @@ def test_wrong_overrides_are_named(name: str, text: str, message: str, model_fol
         ({"mesh__data": 4}, "mesh: data 4 x fsdp 1 x tensor 1 does not give mesh.host_devices = 2"),
         ({"mesh__data": 0}, "mesh.data: found 0"),
         ({"optimizer__warmup_steps": 61}, "optimizer.warmup_steps: found 61, allowed is at most steps = 60"),
+        ({"optimizer__b1": 1.0}, "optimizer.b1: found 1.0, allowed is less than 1"),
+        ({"optimizer__b2": 1.5}, "optimizer.b2: found 1.5, allowed is less than 1"),
         ({"model__path": "/nowhere"}, "model.path: '/nowhere' is not a folder"),
         ({"model__path": str(REPOSITORY / "configs")}, "holds no config.json"),
         ({"data__name": "jsonl"}, "data.train_file: '' is not a file"),
@@ -169,6 +187,26 @@ def test_wrong_overrides_are_named(name: str, text: str, message: str, model_fol
 )
 def test_wrong_recipes_are_named(changes: dict[str, object], message: str, tiny: ConfigDict) -> None:
     assert message in refusal(tiny, **changes)
+
+
+def test_the_tiny_model_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = configuration.load_config(RECIPE)
+    assert config.model.path == "medvr_jax/assets/tiny"  # a clone may be moved
+    assert configuration.model_folder(config.model.path) == REPOSITORY / "medvr_jax" / "assets" / "tiny"
+    here = tmp_path / config.model.path
+    here.mkdir(parents=True)
+    assert configuration.model_folder(config.model.path).resolve() == here
+    assert configuration.model_folder(str(tmp_path)) == tmp_path
+    with pytest.raises(UserError, match="'medvr_jax/assets/tiny' holds no config.json"):
+        configuration.load_config(RECIPE)
+
+
+def test_files_are_looked_for_only_where_they_are_read(tiny: ConfigDict) -> None:
+    tiny.model.path = "/nowhere"
+    tiny.data.name, tiny.data.train_file = "jsonl", "/nowhere/train.jsonl"
+    assert configuration.validate(tiny, files=False).model.path == "/nowhere"
+    assert "model.path: '/nowhere' is not a folder" in refusal(tiny)
 
 
 def test_missing_field_is_named(tiny: ConfigDict) -> None:

@@ -101,7 +101,7 @@ def unreadable_image(folder: Path) -> tuple[list[str], str]:
 
 
 def unknown_flag(folder: Path) -> tuple[list[str], str]:
-    return ["--wrokdir=x"], "Unknown command line flag 'wrokdir'"
+    return ["--wrokdir=x"], "--wrokdir: unknown flag, the nearest valid one is --workdir"
 
 
 def missing_recipe(folder: Path) -> tuple[list[str], str]:
@@ -143,10 +143,36 @@ def test_missing_flags_are_named(tmp_path: Path) -> None:
         (["--workdir=run", "--mode=export"], "holds no config.json"),
         (["--workdir=run", "--config.steps"], "--config.steps: found no value"),
         (["train"], "found argument 'train'"),
+        (["--stesp=3"], "--stesp: unknown flag, the nearest valid one is --config.steps"),
+        (["--modee=export"], "--modee: unknown flag, the nearest valid one is --mode"),
+        (["--temperature", "2"], "--temperature: unknown flag, the nearest valid one is --config.rollout.temperature"),
     ):
         result = run_main(tmp_path, *arguments)
         assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and message in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_report_needs_the_runs_folder_only(tmp_path: Path) -> None:
+    model, workdir = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(TINY, model)
+    config = tiny_cpu.get_config()
+    config.model.path = str(model)
+    prepare_workdir(workdir, configuration.validate(config), "train")
+    shutil.rmtree(model)
+    metrics = workdir / "metrics.jsonl"
+    for text, message in (
+        ("", f"{metrics} holds no row"),
+        ('{"loss": 1}\n', f"{metrics}, line 1: step: found nothing"),
+    ):
+        metrics.write_text(text)
+        result = run_main(tmp_path, f"--workdir={workdir}", "--mode=report")
+        assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and message in result.stderr
+        assert not (workdir / "report").exists()
+    metrics.write_text('{"step": 0, "reward/total": 0.5}\n')
+    result = run_main(tmp_path, f"--workdir={workdir}", "--mode=report")
+    assert result.returncode == 0, result.stderr
+    assert (workdir / "report" / "index.html").is_file()
+    assert run_main(tmp_path, f"--workdir={workdir}", "--mode=export").returncode == 2
 
 
 def test_checking_a_configuration_imports_nothing_heavy() -> None:

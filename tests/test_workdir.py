@@ -53,7 +53,8 @@ def test_steps_of_a_cosine_schedule_cannot_grow(tiny: ConfigDict, tmp_path: Path
     tiny.optimizer.schedule = "cosine"
     start_run(tmp_path / "run", configuration.validate(tiny))
     tiny.steps += 1
-    with pytest.raises(UserError, match="steps was 60, now 61; give another --workdir"):
+    message = "steps was 60, now 61; the shape of optimizer.schedule = 'cosine' depends on it; give another --workdir"
+    with pytest.raises(UserError, match=message):
         prepare_workdir(tmp_path / "run", configuration.validate(tiny), "train")
 
 

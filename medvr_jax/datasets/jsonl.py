@@ -58,6 +58,8 @@ def _parse_line(line: str, where: str, folder: Path, default_id: str) -> Example
     unknown = sorted(set(record) - set(FIELDS))
     if unknown:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; allowed: {', '.join(FIELDS)}")
+    for key, value in record.items():
+        _check_characters(value, f"{where}: {key}")
     question = _text(record, "question", where)
     options = _options(record, where)
     answer, kind = _answer(_text(record, "answer", where), options, where)
@@ -74,6 +76,14 @@ def _parse_line(line: str, where: str, folder: Path, default_id: str) -> Example
         modality=_text(record, "modality", where) if "modality" in record else "",
         boxes=_boxes(record.get("boxes", []), where),
     )
+
+
+def _check_characters(value: Any, where: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        found = error.object[error.start]
+        raise UserError(f"{where}: found {found!r}, half of a character; allowed: whole ones") from error
 
 
 def _text(record: dict[str, Any], key: str, where: str) -> str:

@@ -11,7 +11,7 @@ from medvr_jax import assembly, distributed
 from medvr_jax.evaluation.greedy import Prediction, predict, summarise
 from medvr_jax.reports.progress import Progress
 from medvr_jax.training.export import restore_latest
-from medvr_jax.training.state import sampling_layout
+from medvr_jax.training.state import make_cast
 
 _ROWS = {
     "examples": "questions",
@@ -28,7 +28,7 @@ def evaluate(config: Any, workdir: str | Path) -> None:
     """Writes results.json, predictions.jsonl and table.md."""
     parts = assembly.assemble(config)
     state, step = restore_latest(parts, workdir)
-    params = sampling_layout(parts.params, parts.mesh, config.model.compute_dtype)(state.params)
+    params = make_cast(parts.params, parts.sampling_layout, config.model.compute_dtype)(state.params)
     examples = parts.source.test(config.data.test_examples)
     engine = parts.engine(assembly.greedy_rollout(config))
     with Progress(len(examples), 0, "evaluate") as progress:

@@ -86,7 +86,9 @@ def pad_feature_index(index: np.ndarray, features_per_image: Sequence[int], slot
 def _check_fits(prompt: Prompt, tokens: int, prompt_bucket: int, images: int, patches: int) -> None:
     name = f"example {prompt.example.id}"
     if tokens > prompt_bucket:
-        raise UserError(f"{name}: a prompt of {tokens + 1} tokens; prompt.bucket allows {prompt_bucket + 1}")
+        raise UserError(
+            f"{name}: a prompt of {tokens} tokens, the last one not counted; prompt.bucket allows {prompt_bucket}"
+        )
     if len(prompt.images) > images:
         raise UserError(f"{name}: {len(prompt.images)} images; prompt.images allows {images}")
     largest = max((len(image.patches) for image in prompt.images), default=0)

@@ -38,11 +38,6 @@ def normalise_box(box: Sequence[float], size: Size) -> Box:
     return scale_box(box, size, (1, 1))
 
 
-def denormalise_box(box: Sequence[float], size: Size) -> Box:
-    """[0, 1] -> pixels of an image of `size`."""
-    return scale_box(box, (1, 1), size)
-
-
 def check_zoom_box(
     box: object,
     resized_size: Size,

@@ -26,6 +26,7 @@ from medvr_jax.inputs.tokenizer import (
     VISION_END_TOKEN,
     VISION_START_TOKEN,
     load_tokenizer,
+    reserved_texts,
 )
 from medvr_jax.models.rope import multimodal_positions
 
@@ -56,6 +57,10 @@ class Encoder:
     def end_of_turn_id(self) -> int:
         return self.tokenizer.convert_tokens_to_ids(END_OF_TURN_TOKEN)
 
+    @functools.cached_property
+    def reserved(self) -> frozenset[str]:
+        return reserved_texts(self.tokenizer)
+
     @property
     def merge_size(self) -> int:
         return self.processor.merge_size
@@ -73,7 +78,15 @@ def load_encoder(folder: str | Path, system: str, **settings: int | None) -> Enc
         ) from error
     if not encoder.tokenizer.chat_template:
         raise UserError(f"model.path: {folder} holds no chat template; chat_template.jinja is needed")
+    _refuse_reserved(encoder, system, "prompt.system")
     return encoder
+
+
+def _refuse_reserved(encoder: Encoder, text: str, where: str) -> None:
+    """UserError if a text holds one that the tokenizer would take for an end of turn, an image or the like."""
+    for token in sorted(encoder.reserved):
+        if token in text:
+            raise UserError(f"{where}: found the text {token}, which the model's chat format reserves")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +118,7 @@ class Observation:
 
 def encode_prompt(example: Example, encoder: Encoder) -> Prompt:
     """System turn, then one user turn with the images, the question and its options, then the generation prompt."""
+    _refuse_reserved(encoder, example.question_text(), f"example {example.id}: question or options")
     images = tuple(
         prepare_image(
             encoder.processor,
@@ -122,8 +136,6 @@ def encode_prompt(example: Example, encoder: Encoder) -> Prompt:
         messages.insert(0, {"role": "system", "content": encoder.system})
     text = encoder.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = np.asarray(encoder.tokenizer.encode(text, add_special_tokens=False), np.int32)
-    if np.count_nonzero(ids == encoder.image_id) != len(images):
-        raise UserError(f"example {example.id}: the question holds the reserved text {IMAGE_TOKEN}")
     counts = np.ones(len(ids), np.int64)
     counts[ids == encoder.image_id] = [image.features(encoder.merge_size) for image in images]
     token_ids, positions, next_position, feature_index = _place(np.repeat(ids, counts), images, 0, encoder)

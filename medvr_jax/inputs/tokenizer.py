@@ -33,13 +33,25 @@ NEEDED_TOKENS = (
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The Hugging Face tokenizer of a folder; refused when it lacks a token that the rollout needs."""
-    if not os.path.isfile(os.path.join(folder, "tokenizer_config.json")):
+    if not _holds(folder, "tokenizer_config.json"):
         raise UserError(f"model.path: no tokenizer_config.json in {folder}; a Hugging Face folder is needed")
+    if not _holds(folder, "tokenizer.json") and not _holds(folder, "vocab.json", "merges.txt"):
+        raise UserError(f"model.path: no tokenizer.json in {folder}, nor vocab.json with merges.txt; one is needed")
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     missing = [token for token in NEEDED_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
         raise UserError(f"model.path: the tokenizer of {folder} lacks the single token {missing[0]}")
     return tokenizer
+
+
+def _holds(folder: str | Path, *names: str) -> bool:
+    return all(os.path.isfile(os.path.join(folder, name)) for name in names)
+
+
+def reserved_texts(tokenizer: PreTrainedTokenizerBase) -> frozenset[str]:
+    """The texts that mean something to the model and so must not come from data; <tool_call> is none of them."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return frozenset(special | {IMAGE_TOKEN})
 
 
 @dataclasses.dataclass(frozen=True)

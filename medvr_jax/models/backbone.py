@@ -16,6 +16,7 @@ from medvr_jax.models.attention_backend import XLA, AttentionBackend
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.decoder import DecoderLayers, Rotary, group_layer, prompt_layer, response_layer
 from medvr_jax.models.layers import Initialiser, Weights, layer_of, rms_norm, run_stack, weights_of
+from medvr_jax.models.partitioning import constrain, constrain_groups
 from medvr_jax.models.rope import text_rotary
 from medvr_jax.models.vision import ImageBatch, VisionTower
 
@@ -127,10 +128,12 @@ class Backbone(nnx.Module):
         """An empty cache for T response slots of each trajectory."""
         text, dtype = self.config.text, dtype or self.compute_dtype
         K, H = text.num_kv_heads, text.head_width
-        return ResponseCache(
-            tuple(jnp.zeros((B, M, K, H, T), dtype) for _ in range(text.num_layers)),
-            tuple(jnp.zeros((B, M, K, T, H), dtype) for _ in range(text.num_layers)),
-        )
+
+        def empty(*shape: int) -> tuple[jax.Array, ...]:
+            names = ("groups", None, "kv_heads", None, None)
+            return tuple(constrain(jnp.zeros(shape, dtype), *names) for _ in range(text.num_layers))
+
+        return ResponseCache(empty(B, M, K, H, T), empty(B, M, K, T, H))
 
     def sampling_weights(self) -> SamplingWeights:
         """Made once before a sampling loop and given to `extend` and `logits` in it."""
@@ -180,7 +183,7 @@ class Backbone(nnx.Module):
     def score(self, prompt: PromptInputs, response: ResponseInputs, remat: str = "none") -> jax.Array:
         """Hidden [B, M, T, D] of every response token after the final norm, in one differentiable pass.
 
-        remat "block" keeps only each layer's input for the backward pass, "none" keeps everything.
+        remat: see `layers.REMAT_POLICIES`.
         """
         text, stack = self.config.text, weights_of(self.layers)
         x = self._embed(prompt.tokens, prompt.feature_index, prompt.features)
@@ -194,7 +197,7 @@ class Backbone(nnx.Module):
             for layer in range(text.num_layers):
                 x, y = layer_function((x, y), layer_of(stack, layer), layer == text.num_layers - 1)
         else:
-            x, y = run_stack(layer_function, (x, y), stack, unroll=False, remat=remat == "block")
+            x, y = run_stack(layer_function, (x, y), stack, unroll=False, remat=remat)
         return self._final(y)
 
     def head_kernel(self) -> jax.Array:
@@ -204,18 +207,19 @@ class Backbone(nnx.Module):
     def logits(self, hidden: jax.Array, weights: SamplingWeights | None = None) -> jax.Array:
         """float32 [..., V] of hidden [..., D]."""
         head = self.head_kernel() if weights is None else weights.head
-        return jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        return constrain(logits, "groups", *(None,) * (logits.ndim - 2), "vocabulary")
 
     def _embed(
         self, tokens: jax.Array, index: jax.Array, features: jax.Array, embedding: jax.Array | None = None
     ) -> jax.Array:
         """[..., X, D]: the tokens' embeddings, or features [..., F, D] where `index` [..., X] is not -1."""
         table = self.embedding[...] if embedding is None else embedding
-        x = table[tokens].astype(self.compute_dtype)
+        x = constrain_groups(table[tokens].astype(self.compute_dtype))
         if features.shape[-2] == 0:
             return x
         image = jnp.take_along_axis(features, jnp.maximum(index, 0)[..., None], axis=-2)
-        return jnp.where((index >= 0)[..., None], image.astype(x.dtype), x)
+        return constrain_groups(jnp.where((index >= 0)[..., None], image.astype(x.dtype), x))
 
     def _rotary(self, positions: jax.Array) -> Rotary:
         text = self.config.text

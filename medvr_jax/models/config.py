@@ -1,6 +1,7 @@
-"""What a Qwen2.5-VL folder's config.json says, as frozen dataclasses, and back again.
+"""What the config.json of a Qwen2.5-VL or Qwen2-VL folder says, as frozen dataclasses, and back again.
 
-Not the configuration of a run (see configs/): only the shape of the backbone.
+Not the configuration of a run (see configs/): only the shape of the backbone. The published layouts themselves are in
+config_layouts.py.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from medvr_jax.errors import UserError
-
-MODEL_TYPE = "qwen2_5_vl"
+from medvr_jax.models.config_layouts import MODEL_TYPES, Reader, read_text, write_text
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower. `full_attention_blocks` are the blocks that see the whole image; the others see windows."""
+    """The vision tower. `full_attention_blocks` are the blocks that see the whole image; the others see windows.
+
+    norm: "rms" or "layer" (with biases); mlp: "gated_silu" (gate, up, down) or "quick_gelu" (up, down).
+    """
 
     depth: int
     hidden_size: int
@@ -25,6 +28,8 @@ class VisionConfig:
     num_heads: int
     out_hidden_size: int
     full_attention_blocks: tuple[int, ...]
+    norm: str = "rms"
+    mlp: str = "gated_silu"
     patch_size: int = 14
     temporal_patch_size: int = 2
     in_channels: int = 3
@@ -47,6 +52,11 @@ class VisionConfig:
     def merge_unit(self) -> int:
         """Patches that become one image token."""
         return self.spatial_merge_size**2
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether any block sees windows."""
+        return len(set(self.full_attention_blocks)) < self.depth
 
     @property
     def window_side(self) -> int:
@@ -94,7 +104,7 @@ class BackboneConfig:
     video_token_id: int
     vision_start_token_id: int
     vision_end_token_id: int
-    model_type: str = MODEL_TYPE
+    model_type: str = "qwen2_5_vl"
 
     def __post_init__(self) -> None:
         _check(self)
@@ -119,14 +129,18 @@ class BackboneConfig:
     def from_json_dict(cls, fields: dict[str, Any], where: str = "config.json") -> BackboneConfig:
         """As `from_folder`, from parsed JSON; `where` names the source in error messages."""
         model_type = fields.get("model_type")
-        if model_type != MODEL_TYPE:
-            raise UserError(f"{where}: model_type is {model_type!r}, allowed is {MODEL_TYPE!r}")
+        if not isinstance(model_type, str) or model_type not in MODEL_TYPES:
+            raise UserError(f"{where}: model_type is {model_type!r}, allowed are {', '.join(MODEL_TYPES)}")
         nested = fields.get("text_config")
-        text = _Reader(nested if isinstance(nested, dict) else fields, where, "text_config." if nested else "")
-        top = _Reader(fields, where, "")
-        vision = _Reader(top.get("vision_config", dict), where, "vision_config.")
+        text = Reader(nested if isinstance(nested, dict) else fields, where, "text_config." if nested else "")
+        top = Reader(fields, where, "")
+        vision = Reader(top.get("vision_config", dict), where, "vision_config.")
         tied = bool(fields.get("tie_word_embeddings", False) or text.fields.get("tie_word_embeddings", False))
-        parts = {"text": _read_text(text, tied), "vision": _read_vision(vision)}
+        parts: dict[str, Any] = {
+            "text": TextConfig(tie_word_embeddings=tied, **read_text(text)),
+            "vision": VisionConfig(**MODEL_TYPES[model_type].read_vision(vision)),
+            "model_type": model_type,
+        }
         ids = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         parts |= {name: top.get(name, int) for name in ids}
         try:
@@ -135,138 +149,22 @@ class BackboneConfig:
             raise UserError(f"{where}: {error}") from error
 
     def to_json_dict(self) -> dict[str, Any]:
-        """config.json in the layout of the hub's Qwen2.5-VL folders (decoder fields at the top level)."""
-        text, vision = self.text, self.vision
+        """config.json in the layout of the hub's folders of this model type (decoder fields at the top level)."""
+        layout = MODEL_TYPES[self.model_type]
         return {
-            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "architectures": [layout.architecture],
             "model_type": self.model_type,
             "image_token_id": self.image_token_id,
             "video_token_id": self.video_token_id,
             "vision_start_token_id": self.vision_start_token_id,
             "vision_end_token_id": self.vision_end_token_id,
-            "bos_token_id": text.bos_token_id,
-            "eos_token_id": text.eos_token_id,
-            "pad_token_id": text.pad_token_id,
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.hidden_size,
-            "intermediate_size": text.intermediate_size,
-            "num_hidden_layers": text.num_layers,
-            "num_attention_heads": text.num_heads,
-            "num_key_value_heads": text.num_kv_heads,
-            "hidden_act": "silu",
-            "max_position_embeddings": text.max_position_embeddings,
-            "initializer_range": text.initializer_range,
-            "rms_norm_eps": text.rms_norm_eps,
-            "rope_theta": text.rope_theta,
-            "rope_scaling": {"type": "mrope", "mrope_section": list(text.mrope_section)},
-            "tie_word_embeddings": text.tie_word_embeddings,
-            "use_sliding_window": False,
-            "vision_config": {
-                "model_type": MODEL_TYPE,
-                "depth": vision.depth,
-                "hidden_act": "silu",
-                "hidden_size": vision.hidden_size,
-                "intermediate_size": vision.intermediate_size,
-                "num_heads": vision.num_heads,
-                "out_hidden_size": vision.out_hidden_size,
-                "fullatt_block_indexes": list(vision.full_attention_blocks),
-                "patch_size": vision.patch_size,
-                "spatial_patch_size": vision.patch_size,
-                "temporal_patch_size": vision.temporal_patch_size,
-                "in_channels": vision.in_channels,
-                "in_chans": vision.in_channels,
-                "spatial_merge_size": vision.spatial_merge_size,
-                "window_size": vision.window_size,
-                "tokens_per_second": vision.tokens_per_second,
-                "initializer_range": vision.initializer_range,
-                "rope_parameters": {"rope_type": "axial", "rope_theta": vision.rope_theta},
-            },
+            **write_text(self.text),
+            "vision_config": layout.write_vision(self.vision),
         }
 
 
-class _Reader:
-    """Typed look-ups in one JSON object, with the field's full name in the error."""
-
-    def __init__(self, fields: dict[str, Any], where: str, prefix: str) -> None:
-        self.fields, self.where, self.prefix = fields, where, prefix
-
-    def get(self, name: str, kind: type, default: Any = ...) -> Any:
-        value = self.fields.get(name)
-        if value is None:
-            if default is ...:
-                raise UserError(f"{self.where}: field {self.prefix}{name} is missing")
-            return default
-        if kind is float and isinstance(value, int):
-            value = float(value)
-        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            raise UserError(f"{self.where}: field {self.prefix}{name} is {value!r}, allowed is {kind.__name__}")
-        return value
-
-    def refuse(self, name: str, value: Any, allowed: str) -> None:
-        raise UserError(f"{self.where}: field {self.prefix}{name} is {value!r}, allowed is {allowed}")
-
-
-def _read_text(reader: _Reader, tied: bool) -> TextConfig:
-    rope = reader.get("rope_parameters", dict, None) or reader.get("rope_scaling", dict, None) or {}
-    rope_reader = _Reader(rope, reader.where, reader.prefix + "rope_scaling.")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        reader.refuse("rope_scaling.type", kind, "'mrope' or 'default'")
-    section = rope.get("mrope_section", [16, 24, 24])
-    if not isinstance(section, list) or len(section) != 3 or not all(isinstance(n, int) for n in section):
-        reader.refuse("rope_scaling.mrope_section", section, "three integers")
-    if reader.get("use_sliding_window", bool, False):
-        reader.refuse("use_sliding_window", True, "false")
-    if (activation := reader.get("hidden_act", str, "silu")) != "silu":
-        reader.refuse("hidden_act", activation, "'silu'")
-    heads = reader.get("num_attention_heads", int)
-    end = reader.fields.get("eos_token_id")
-    return TextConfig(
-        vocab_size=reader.get("vocab_size", int),
-        hidden_size=reader.get("hidden_size", int),
-        intermediate_size=reader.get("intermediate_size", int),
-        num_layers=reader.get("num_hidden_layers", int),
-        num_heads=heads,
-        num_kv_heads=reader.get("num_key_value_heads", int, heads),
-        mrope_section=tuple(section),
-        rope_theta=rope_reader.get("rope_theta", float, reader.get("rope_theta", float, 1e6)),
-        rms_norm_eps=reader.get("rms_norm_eps", float, 1e-5),
-        tie_word_embeddings=tied,
-        max_position_embeddings=reader.get("max_position_embeddings", int, 32768),
-        initializer_range=reader.get("initializer_range", float, 0.02),
-        bos_token_id=reader.get("bos_token_id", int, None),
-        eos_token_id=end[0] if isinstance(end, list) and end else reader.get("eos_token_id", int, None),
-        pad_token_id=reader.get("pad_token_id", int, None),
-    )
-
-
-def _read_vision(reader: _Reader) -> VisionConfig:
-    if (activation := reader.get("hidden_act", str, "silu")) != "silu":
-        reader.refuse("hidden_act", activation, "'silu'")
-    full = reader.get("fullatt_block_indexes", list, [7, 15, 23, 31])
-    if not all(isinstance(block, int) for block in full):
-        reader.refuse("fullatt_block_indexes", full, "a list of integers")
-    rope = _Reader(reader.get("rope_parameters", dict, {}), reader.where, reader.prefix + "rope_parameters.")
-    return VisionConfig(
-        depth=reader.get("depth", int),
-        hidden_size=reader.get("hidden_size", int),
-        intermediate_size=reader.get("intermediate_size", int),
-        num_heads=reader.get("num_heads", int),
-        out_hidden_size=reader.get("out_hidden_size", int),
-        full_attention_blocks=tuple(full),
-        patch_size=reader.get("patch_size", int, 14),
-        temporal_patch_size=reader.get("temporal_patch_size", int, 2),
-        in_channels=reader.get("in_channels", int, reader.get("in_chans", int, 3)),
-        spatial_merge_size=reader.get("spatial_merge_size", int, 2),
-        window_size=reader.get("window_size", int, 112),
-        rope_theta=rope.get("rope_theta", float, 10000.0),
-        tokens_per_second=reader.get("tokens_per_second", int, 4),
-        initializer_range=reader.get("initializer_range", float, 0.02),
-    )
-
-
 def _check(config: BackboneConfig) -> None:
-    """Divisibility that the arrays' shapes rely on."""
+    """Divisibility that the arrays' shapes rely on, and a tower that the model type can have."""
     text, vision = config.text, config.vision
     for part in (text, vision):
         for field in dataclasses.fields(part):
@@ -283,7 +181,7 @@ def _check(config: BackboneConfig) -> None:
         (vision.hidden_size % (4 * vision.num_heads) == 0, "vision hidden_size must be divisible by 4 num_heads"),
         (vision.out_hidden_size == text.hidden_size, "vision out_hidden_size must equal hidden_size"),
         (
-            vision.window_size % (vision.patch_size * vision.spatial_merge_size) == 0,
+            not vision.has_windows or vision.window_size % (vision.patch_size * vision.spatial_merge_size) == 0,
             "window_size must be a multiple of patch_size * spatial_merge_size",
         ),
         (
@@ -294,3 +192,9 @@ def _check(config: BackboneConfig) -> None:
     for holds, message in rules:
         if not holds:
             raise UserError(message)
+    layout = MODEL_TYPES[config.model_type]
+    writable = VisionConfig(**layout.read_vision(Reader(layout.write_vision(vision), "vision_config", "")))
+    for field in dataclasses.fields(VisionConfig):
+        found, needed = getattr(vision, field.name), getattr(writable, field.name)
+        if found != needed:
+            raise UserError(f"vision {field.name} is {found!r}, a {config.model_type} of this shape has {needed!r}")

@@ -14,6 +14,7 @@ from medvr_jax.models.attention import group_attention, prompt_attention, respon
 from medvr_jax.models.attention_backend import AttentionBackend
 from medvr_jax.models.config import TextConfig
 from medvr_jax.models.layers import Initialiser, Weights, linear, rms_norm
+from medvr_jax.models.partitioning import constrain, constrain_groups
 from medvr_jax.models.rope import rotate
 
 Rotary = tuple[jax.Array, jax.Array]  # cos, sin [..., H/2]
@@ -47,7 +48,8 @@ def normed(x: jax.Array, layer: Weights, config: TextConfig) -> jax.Array:
 def queries(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) -> jax.Array:
     """Rotated queries [..., N, H] of normalised x [..., D]."""
     y = linear(x, layer["query_kernel"], layer["query_bias"])
-    return _rotate_heads(y.reshape(*x.shape[:-1], config.num_heads, config.head_width), rotary)
+    y = _rotate_heads(y.reshape(*x.shape[:-1], config.num_heads, config.head_width), rotary)
+    return constrain(y, "groups", *(None,) * (y.ndim - 3), "heads", None)
 
 
 def keys_and_values(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) -> tuple[jax.Array, jax.Array]:
@@ -57,15 +59,17 @@ def keys_and_values(x: jax.Array, layer: Weights, rotary: Rotary, config: TextCo
     values = linear(x, layer["value_kernel"], layer["value_bias"]).reshape(shape)
     batch = tuple(range(x.ndim - 2))
     a, b, c = (x.ndim - 2 + i for i in range(3))  # the axes X, K, H
-    return keys.transpose(*batch, b, c, a), values.transpose(*batch, b, a, c)
+    keys, values = keys.transpose(*batch, b, c, a), values.transpose(*batch, b, a, c)
+    names = ("groups", *(None,) * (len(batch) - 1), "kv_heads", None, None)
+    return constrain(keys, *names), constrain(values, *names)
 
 
 def finish(x: jax.Array, mixed: jax.Array, layer: Weights, config: TextConfig) -> jax.Array:
     """Adds attention's output and the MLP to the residual stream x [..., D]; mixed [..., N, H]."""
-    x = x + linear(mixed.reshape(*mixed.shape[:-2], -1), layer["output_kernel"])
+    x = constrain_groups(x + linear(mixed.reshape(*mixed.shape[:-2], -1), layer["output_kernel"]))
     y = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
     y = jax.nn.silu(linear(y, layer["gate_kernel"])) * linear(y, layer["up_kernel"])
-    return x + linear(y, layer["down_kernel"])
+    return constrain_groups(x + linear(y, layer["down_kernel"]))
 
 
 def prompt_layer(

@@ -47,6 +47,19 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     return wide.astype(x.dtype) * scale.astype(x.dtype)
 
 
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """Centres x [..., D] and divides it by its standard deviation, scales and shifts it, all in float32."""
+    wide = x.astype(jnp.float32)
+    wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
+    return (wide * scale.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """The logistic approximation of GELU."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """x [..., in] times kernel [in, out] in x's dtype.
 
@@ -57,12 +70,20 @@ def linear(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> ja
     return y if bias is None else y + bias.astype(x.dtype)
 
 
+# What a layer keeps for the backward pass: everything; its input and the products with its weights; its input alone.
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 def run_stack(
-    layer_function: Callable[[Any, Weights], Any], carry: Any, stack: Weights, *, unroll: bool, remat: bool
+    layer_function: Callable[[Any, Weights], Any], carry: Any, stack: Weights, *, unroll: bool, remat: str
 ) -> Any:
     """Carries a value through the layers of a stack: unrolled, or scanned with one compiled body."""
-    if remat:
-        layer_function = jax.checkpoint(layer_function, prevent_cse=unroll)
+    if policy := REMAT_POLICIES[remat]:
+        layer_function = jax.checkpoint(layer_function, prevent_cse=unroll, policy=policy)
     count = next(iter(stack.values())).shape[0]
     if unroll or count == 1:
         for layer in range(count):

@@ -1,7 +1,8 @@
 """The vision tower: patches of many images, one padded row each, to image tokens.
 
 Full attention works inside a row, window attention inside blocks gathered from a row (see vision_geometry.py). The
-patches stay in the image processor's order, so features come out in the order of the prompt's image tokens.
+patches stay in the image processor's order, so features come out in the order of the prompt's image tokens. Towers
+differ in their norm, in their MLP and in which blocks see windows, if any; `VisionConfig` says so.
 """
 
 from __future__ import annotations
@@ -16,7 +17,17 @@ from flax import nnx
 from medvr_jax.models.attention import full_attention, masked_attention
 from medvr_jax.models.attention_backend import XLA, AttentionBackend
 from medvr_jax.models.config import VisionConfig
-from medvr_jax.models.layers import Initialiser, Weights, linear, rms_norm, run_stack, weights_of
+from medvr_jax.models.layers import (
+    Initialiser,
+    Weights,
+    layer_norm,
+    linear,
+    quick_gelu,
+    rms_norm,
+    run_stack,
+    weights_of,
+)
+from medvr_jax.models.partitioning import constrain_groups
 from medvr_jax.models.rope import rotate, vision_rotary
 
 NORM_EPSILON = 1e-6
@@ -30,7 +41,8 @@ class ImageBatch:
 
     patches [I, S, patch_dim] float32; positions [I, S, 2] int32 (row, column); valid [I, S] bool; window_slots
     [I, W, C] int32: the patch in each slot of a window block (S = empty); slot_of_patch [I, S] int32: its inverse, a
-    position in the flattened [W*C] (W*C = none). See `vision_geometry.padded_geometry`.
+    position in the flattened [W*C] (W*C = none). A tower without windows has window_slots [I, 0, 0] and slot_of_patch
+    [I, 0]. See `vision_geometry.padded_geometry`.
     """
 
     patches: jax.Array
@@ -51,12 +63,16 @@ class VisionBlocks(nnx.Module):
         self.output_kernel = make.normal((L, D, D), ("layers", "vision_heads", "vision_embed"))
         self.output_bias = make.zeros((L, D), ("layers", "vision_embed"))
         self.mlp_norm = make.ones((L, D), ("layers", "vision_embed"))
-        self.gate_kernel = make.normal((L, D, F), ("layers", "vision_embed", "vision_mlp"))
-        self.gate_bias = make.zeros((L, F), ("layers", "vision_mlp"))
+        if config.mlp == "gated_silu":
+            self.gate_kernel = make.normal((L, D, F), ("layers", "vision_embed", "vision_mlp"))
+            self.gate_bias = make.zeros((L, F), ("layers", "vision_mlp"))
         self.up_kernel = make.normal((L, D, F), ("layers", "vision_embed", "vision_mlp"))
         self.up_bias = make.zeros((L, F), ("layers", "vision_mlp"))
         self.down_kernel = make.normal((L, F, D), ("layers", "vision_mlp", "vision_embed"))
         self.down_bias = make.zeros((L, D), ("layers", "vision_embed"))
+        if config.norm == "layer":
+            self.attention_norm_bias = make.zeros((L, D), ("layers", "vision_embed"))
+            self.mlp_norm_bias = make.zeros((L, D), ("layers", "vision_embed"))
 
 
 class VisionTower(nnx.Module):
@@ -68,6 +84,8 @@ class VisionTower(nnx.Module):
         self.patch_kernel = make.normal((config.patch_dim, D), ("patch", "vision_embed"))
         self.blocks = VisionBlocks(config, make)
         self.merger_norm = make.ones((D,), ("vision_embed",))
+        if config.norm == "layer":
+            self.merger_norm_bias = make.zeros((D,), ("vision_embed",))
         self.merger_in_kernel = make.normal((wide, wide), ("vision_embed", "vision_mlp"))
         self.merger_in_bias = make.zeros((wide,), ("vision_mlp",))
         self.merger_out_kernel = make.normal((wide, config.out_hidden_size), ("vision_mlp", "embed"))
@@ -77,7 +95,9 @@ class VisionTower(nnx.Module):
         """Features [I, S // merge², D] in the processor's order; rows of padding are finite and mean nothing."""
         config = self.config
         x = linear(images.patches.astype(self.dtype), self.patch_kernel[...])
-        views = {True: _whole_rows(images, config), False: _windows(images, config)}
+        views = {True: _whole_rows(images, config)}
+        if config.has_windows:
+            views[False] = _windows(images, config)
         stack = weights_of(self.blocks)
         first = 0
         for full, run in itertools.groupby(range(config.depth), lambda block: block in config.full_attention_blocks):
@@ -87,7 +107,7 @@ class VisionTower(nnx.Module):
                 x,
                 {name: value[first : first + count] for name, value in stack.items()},
                 unroll=count < SCAN_FROM and remat == "none",
-                remat=remat == "block",
+                remat=remat,
             )
             first += count
         return self.merge(x)
@@ -96,7 +116,7 @@ class VisionTower(nnx.Module):
         """x [I, S, vision width] → [I, S // merge², D]."""
         images, patches, width = x.shape
         unit = self.config.merge_unit
-        x = rms_norm(x, self.merger_norm[...], NORM_EPSILON).reshape(images, patches // unit, unit * width)
+        x = _norm(x, weights_of(self), "merger_norm", self.config).reshape(images, patches // unit, unit * width)
         x = jax.nn.gelu(linear(x, self.merger_in_kernel[...], self.merger_in_bias[...]), approximate=False)
         return linear(x, self.merger_out_kernel[...], self.merger_out_bias[...])
 
@@ -140,7 +160,7 @@ def vision_block(
     """One block: x [I, S, D] → [I, S, D]."""
     rows, S, D = x.shape
     A, C = view.cos.shape[:2]
-    y = rms_norm(x, block["attention_norm"], NORM_EPSILON)
+    y = _norm(x, block, "attention_norm", config)
     y = linear(y, block["qkv_kernel"].reshape(D, 3 * D), block["qkv_bias"].reshape(3 * D))
     if view.source is not None:
         y = jax.vmap(_permute)(y, view.source, view.inverse)
@@ -149,11 +169,21 @@ def vision_block(
     y = _attend(q, k, y[:, :, 2], view.visible, attention)
     if view.source is not None:
         y = jax.vmap(_permute)(y.reshape(rows, -1, D), view.inverse, view.source)
-    x = x + linear(y.reshape(rows, S, D), block["output_kernel"], block["output_bias"])
-    y = rms_norm(x, block["mlp_norm"], NORM_EPSILON)
-    gate = jax.nn.silu(linear(y, block["gate_kernel"], block["gate_bias"]))
-    y = gate * linear(y, block["up_kernel"], block["up_bias"])
-    return x + linear(y, block["down_kernel"], block["down_bias"])
+    x = constrain_groups(x + linear(y.reshape(rows, S, D), block["output_kernel"], block["output_bias"]))
+    y = _norm(x, block, "mlp_norm", config)
+    up = linear(y, block["up_kernel"], block["up_bias"])
+    if config.mlp == "gated_silu":
+        y = jax.nn.silu(linear(y, block["gate_kernel"], block["gate_bias"])) * up
+    else:
+        y = quick_gelu(up)
+    return constrain_groups(x + linear(y, block["down_kernel"], block["down_bias"]))
+
+
+def _norm(x: jax.Array, weights: Weights, name: str, config: VisionConfig) -> jax.Array:
+    """x [..., D] normalised with the weights of this name."""
+    if config.norm == "rms":
+        return rms_norm(x, weights[name], NORM_EPSILON)
+    return layer_norm(x, weights[name], weights[f"{name}_bias"], NORM_EPSILON)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, attention: AttentionBackend) -> jax.Array:

@@ -16,12 +16,13 @@ from medvr_jax.inputs.batches import PromptBatch
 from medvr_jax.models import vision_geometry
 from medvr_jax.models.backbone import Backbone, with_attention
 from medvr_jax.models.config import BackboneConfig, VisionConfig
+from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.vision import ImageBatch
 from medvr_jax.rollout.engine import RolloutSettings
 from medvr_jax.rollout.loop import VocabularyTables
 from medvr_jax.rollout.turns import Serving
 from medvr_jax.training import sharding
-from medvr_jax.training.state import TrainState, split_frozen
+from medvr_jax.training.state import Frozen, TrainState, optimizer_shardings, split_frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,16 @@ class AbstractRun:
     params: nnx.State
 
     @property
+    def training_layout(self) -> Layout:
+        """Where masters, optimiser state and the update's activations live."""
+        return sharding.make_layout(sharding.TRAINING, self.mesh, self.backbone)
+
+    @property
+    def sampling_layout(self) -> Layout:
+        """Where the weights and caches of a rollout live."""
+        return sharding.make_layout(sharding.SAMPLING, self.mesh, self.backbone)
+
+    @property
     def rollout(self) -> RolloutSettings:
         """Shapes and rules of training's rollouts."""
         return assembly.training_rollout(self.config, self.backbone)
@@ -59,8 +70,9 @@ def abstract_run(config: Any, backbone: BackboneConfig, mesh: Mesh | AbstractMes
     graphdef, params = nnx.split(nnx.eval_shape(make))
     if isinstance(mesh, Mesh):
         graphdef = with_attention(graphdef, params, sharding.attention_backend(config.model.attention, mesh))
-    layout = sharding.parameter_shardings(params, mesh, sharding.TRAINING)
-    return AbstractRun(config, backbone, mesh, graphdef, laid_out(params, layout))
+    layout = sharding.make_layout(sharding.TRAINING, mesh, backbone)
+    params = laid_out(params, sharding.parameter_shardings(params, layout))
+    return AbstractRun(config, backbone, mesh, graphdef, params)
 
 
 def laid_out(tree: Any, layout: Any) -> Any:
@@ -72,14 +84,19 @@ def laid_out(tree: Any, layout: Any) -> Any:
 
 def train_state(run: AbstractRun, optimizer: optax.GradientTransformation) -> TrainState:
     """As `training.state.initial_train_state` makes it."""
-    trainable, frozen = split_frozen(run.params, run.config.model.freeze_vision_tower)
-    whole = sharding.replicated(run.mesh)
+    model = run.config.model
+    frozen = Frozen(vision_tower=model.freeze_vision_tower, embeddings=model.freeze_embeddings)
+    trainable, fixed = split_frozen(run.params, frozen)
     moments = jax.eval_shape(optimizer.init, trainable)
-    layout = optax.tree.map_params(
-        optimizer, lambda _, parameter: parameter.sharding, moments, trainable, transform_non_params=lambda _: whole
-    )
-    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    return TrainState(step, trainable, frozen, laid_out(moments, layout))
+    moments = laid_out(moments, optimizer_shardings(optimizer, trainable, run.training_layout))
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(run.mesh))
+    return TrainState(step, trainable, fixed, moments)
+
+
+def cast(params: nnx.State, layout: Layout, dtype: str) -> nnx.State:
+    """What `training.state.make_cast`'s function returns."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
+    return laid_out(shapes, sharding.parameter_shardings(shapes, layout))
 
 
 def banned(run: AbstractRun) -> jax.ShapeDtypeStruct:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
+from medvr_jax.configuration import model_folder
 from medvr_jax.errors import UserError
 from medvr_jax.models.config import BackboneConfig
 
@@ -88,14 +88,14 @@ def backbone_of(model: Any) -> BackboneConfig:
     """The backbone of a configuration's section `model`: by `path` where it is a folder with a config.json, else by
     `architecture`. Where both are known they must agree."""
     named = published(model.architecture) if model.architecture else None
-    if not (Path(model.path) / "config.json").is_file():
+    if not (model_folder(model.path) / "config.json").is_file():
         if named is None:
             raise UserError(
                 f"model.path: {model.path!r} holds no config.json, and model.architecture is empty; one of them is"
                 f" needed to plan, allowed architectures are {', '.join(ARCHITECTURES)}"
             )
         return named
-    found = BackboneConfig.from_folder(model.path)
+    found = BackboneConfig.from_folder(model_folder(model.path))
     if named is None:
         return found
     for part in ("text", "vision"):

@@ -41,15 +41,15 @@ class Chip:
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        # TPUs: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e, tables of key specifications. Interconnect is
-        # published for both directions together; half of it goes one way. Memory is what libtpu's compiler lets a
+        # TPUs: docs.cloud.google.com/tpu/docs, pages v4, v5e, v5p and v6e, tables of key specifications. Interconnect
+        # is published for both directions together; half of it goes one way. Memory is what libtpu's compiler lets a
         # program use, by its own messages, of 32, 16, 95 and 32 GB.
         Chip("v4", int(30.75 * GIB), 275e12, 1228e9, 600e9 / 2, "v4", 2, 3),
         Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 400e9 / 2, "v5litepod", 1, 2),
         Chip("v5p", int(95.74 * GIB), 459e12, 2765e9, 1200e9 / 2, "v5p", 2, 3),
         Chip("v6e", int(31.25 * GIB), 918e12, 1638e9, 800e9 / 2, "v6e", 1, 2),
-        # GPUs: NVIDIA's data sheets of the A100 SXM (40 GB, 80 GB), H100 SXM, H200 SXM and L40S; peaks are dense, without
-        # sparsity. NVLink's figure is for both directions; the L40S has PCIe 4.0 x16. All of the memory is counted.
+        # GPUs: NVIDIA's data sheets of the A100 SXM (40 GB, 80 GB), H100 SXM, H200 SXM and L40S; peaks are dense,
+        # without sparsity. NVLink's figure is for both directions; the L40S has PCIe 4.0 x16. All memory is counted.
         Chip("a100-40g", 40 * 10**9, 312e12, 1555e9, 600e9 / 2),
         Chip("a100-80g", 80 * 10**9, 312e12, 2039e9, 600e9 / 2),
         Chip("h100", 80 * 10**9, 989e12, 3350e9, 900e9 / 2),

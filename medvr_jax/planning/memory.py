@@ -1,6 +1,6 @@
 """Temporaries of each program by arithmetic, for devices that nothing is compiled for and for trying other fields.
 
-A model of what XLA keeps at the same time, not a bound: the largest of the phases of a program, added where they overlap.
+A model of what XLA keeps at the same time, not a bound: the largest of a program's phases, added where they overlap.
 Axis letters: B groups (here of one device), M trajectories, P prompt tokens, T response tokens, E tokens fed at once.
 """
 

@@ -14,12 +14,13 @@ from flax import nnx
 from medvr_jax import assembly
 from medvr_jax.models.backbone import PromptInputs
 from medvr_jax.models.features import image_features
+from medvr_jax.models.partitioning import bind
 from medvr_jax.planning import abstract
 from medvr_jax.planning.abstract import AbstractRun
-from medvr_jax.rollout.engine import rollout_programs
+from medvr_jax.rollout.engine import prompt_cache_shardings, rollout_programs, state_shardings
 from medvr_jax.rollout.state import RolloutState
 from medvr_jax.training import sharding
-from medvr_jax.training.state import make_optimizer, sampling_layout
+from medvr_jax.training.state import make_cast, make_optimizer
 from medvr_jax.training.update import TrainBatch, make_scorer, make_update
 
 # What memory is used for, beside a program's own results and temporaries.
@@ -55,22 +56,22 @@ def step_programs(run: AbstractRun) -> list[Program]:
     groups, slots = config.data.prompts_per_step, settings.trajectories
     turns = settings.max_turns - 1 if config.rollout.tools else 0
     whole, by_group = sharding.replicated(mesh), sharding.by_group(mesh)
-    layout = sharding.rollout_layout(mesh, run.backbone.text.num_kv_heads)
+    layout = run.sampling_layout
 
     optimizer = make_optimizer(assembly.optimizer_settings(config))
     state = abstract.train_state(run, optimizer)
-    to_sampling = sampling_layout(state.params, mesh, config.model.compute_dtype)
-    sampling = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, config.model.compute_dtype), state.params)
-    params = abstract.laid_out(sampling, sharding.parameter_shardings(sampling, mesh, sharding.SAMPLING))
-    reference = params if config.grpo.kl_weight else None
+    dtype = config.model.compute_dtype
+    to_sampling = make_cast(state.params, layout, dtype)
+    params = abstract.cast(state.params, layout, dtype)
+    reference = abstract.cast(state.params, run.training_layout, dtype) if config.grpo.kl_weight else None
     trained = {"parameters": (state.trainable, state.frozen, reference), "optimiser": (state.optimizer, state.step)}
     rolling = trained | {"parameters": (trained["parameters"], params)}
 
     prompts = abstract.prompt_batch(run, groups)
     tables, key = abstract.vocabulary_tables(run), abstract.random_key(run)
     rollout = rollout_programs(run.graphdef, settings, layout)
-    shapes = jax.eval_shape(rollout_programs(run.graphdef, settings).prefill, params, prompts)
-    layouts = (layout.groups, layout.prompt_cache, layout.state)
+    shapes = jax.eval_shape(rollout.prefill, params, prompts)
+    layouts = (by_group, prompt_cache_shardings(layout), state_shardings(layout))
     made = tuple(
         abstract.laid_out(tree, jax.tree.broadcast(where, tree)) for tree, where in zip(shapes, layouts, strict=True)
     )
@@ -87,7 +88,7 @@ def step_programs(run: AbstractRun) -> list[Program]:
         Program("reshard", to_sampling, (state.params,), trained, params),
         Program(
             "vision",
-            jax.jit(lambda params, images: image_features(nnx.merge(run.graphdef, params), images)),
+            jax.jit(bind(layout, lambda params, images: image_features(nnx.merge(run.graphdef, params), images))),
             (params, prompts.images),
             rolling | {"batch": prompts},
             inputs.features,
@@ -117,12 +118,12 @@ def step_programs(run: AbstractRun) -> list[Program]:
     alive = trained | {"batch": (batch.replace(crop_features=(features,) * turns), banned)}
     updates = config.grpo.updates_per_batch
     if updates > 1:
-        scorer = make_scorer(run.graphdef, updating)
+        scorer = make_scorer(run.graphdef, updating, run.training_layout)
         old = batch.log_probabilities
         programs.append(Program("score", scorer, (state.params, batch, banned), alive, old))
         batch = batch.replace(old_log_probabilities=old)
         alive = trained | {"batch": (alive["batch"], old)}
-    update = make_update(run.graphdef, optimizer, updating, state)
+    update = make_update(run.graphdef, optimizer, updating, state, run.training_layout)
     programs.append(Program("update", update, (state, reference, batch, banned), alive, None, runs=updates))
     return programs
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,35 @@ def json_line(value: Mapping[str, Any]) -> str:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file; a last line cut short by a crash is passed over."""
-    lines = path.read_bytes().split(b"\n")
+    return [row for _, row in _numbered_objects(path)]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`, every one with its `step`."""
     rows = []
+    for number, row in _numbered_objects(path):
+        step = row.get("step")
+        if not isinstance(step, int) or isinstance(step, bool):
+            found = repr(step) if "step" in row else "nothing"
+            raise UserError(f"{path}, line {number}: step: found {found}, allowed is a whole number")
+        rows.append(row)
+    return rows
+
+
+def _numbered_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except ValueError as error:
             if number < len(lines):
                 raise UserError(f"{path}, line {number}: not JSON ({error}); every line must be one object") from error
-    return rows
+            continue
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: found {type(row).__name__}; every line must be one object")
+        yield number, row
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -80,7 +98,7 @@ class MetricsWriter:
         path = Path(workdir) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            kept = [row for row in read_json_lines(path) if row["step"] < resume_step]
+            kept = [row for row in read_metrics(path) if row["step"] < resume_step]
             replace_file(path, "".join(map(json_line, kept)))
         self._file = path.open("a", encoding="utf-8")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from medvr_jax.errors import UserError
 from medvr_jax.reports import charts, groups, summary
-from medvr_jax.reports.metrics import FILE_NAME, read_json_lines, replace_file
+from medvr_jax.reports.metrics import FILE_NAME, read_json_lines, read_metrics, replace_file
 from medvr_jax.reports.rollouts import rollout_steps
 from medvr_jax.reports.text import escape, number, percent
 
@@ -43,7 +43,9 @@ def write_report(workdir: str | Path, groups_shown: int = 12) -> Path:
         raise UserError(
             f"--workdir: {workdir} has no {FILE_NAME}, so there is nothing to report; give a trained run's folder"
         )
-    rows = read_json_lines(workdir / FILE_NAME)
+    rows = read_metrics(workdir / FILE_NAME)
+    if not rows:
+        raise UserError(f"--workdir: {workdir / FILE_NAME} holds no row, so there is nothing to report yet")
     page = workdir / "report" / "index.html"
     replace_file(page, render(workdir, rows, groups_shown))
     replace_file(page.with_name("summary.md"), summary.render(workdir.resolve().name, rows))
@@ -117,8 +119,7 @@ def tiles(rows: Sequence[dict[str, Any]]) -> str:
     if facts.forks_granted:
         shown.append(("Forks", f"{number(facts.forks_granted)}", f"granted of {number(facts.forks_asked)} asked"))
     if facts.compilations is not None:
-        last = f"the last by step {number(facts.last_compilation)}"
-        shown.append(("Compilations", number(facts.compilations), last))
+        shown.append(("Compilations", number(facts.compilations), summary.when_compiled(facts)))
     items = "".join(
         f"<div><dt>{escape(label)}</dt><dd>{value}{f'<small>{escape(note)}</small>' if note else ''}</dd></div>"
         for label, value, note in shown
@@ -128,8 +129,6 @@ def tiles(rows: Sequence[dict[str, Any]]) -> str:
 
 def curves(rows: Sequence[dict[str, Any]]) -> str:
     """All panels that have data."""
-    if not rows:
-        return "<p>No step has been done yet.</p>"
     steps = (rows[0]["step"], rows[-1]["step"])
     after_first = rows[1:]
     drawn = [charts.chart(panel, rows, steps) for panel in charts.PANELS]

@@ -36,6 +36,7 @@ class Facts(NamedTuple):
     forks_granted: float
     compilations: int | None
     last_compilation: int | None
+    resumed: tuple[int, ...]  # the steps with which a new process went on
 
 
 def known(rows: Sequence[Row], key: str) -> list[float]:
@@ -46,17 +47,37 @@ def known(rows: Sequence[Row], key: str) -> list[float]:
 def facts(rows: Sequence[Row]) -> Facts:
     """Totals and medians over all rows."""
     times = known(rows, "time/step")
-    counts = [(row["step"], row["compilations"]) for row in rows if isinstance(row.get("compilations"), int)]
-    last = next((step for step, count in counts if count == counts[-1][1]), None)
+    growth = _compilation_growth(rows)
     return Facts(
         steps=len(times) or len(rows),
         seconds=sum(times) + sum(known(rows, "time/evaluate")),
         seconds_per_step=statistics.median(times) if times else None,
         forks_asked=sum(known(rows, "rollout/forks_asked")),
         forks_granted=sum(known(rows, "rollout/forks_granted")),
-        compilations=counts[-1][1] if counts else None,
-        last_compilation=last,
+        compilations=sum(growth.values()) if growth else None,
+        last_compilation=max((step for step, more in growth.items() if more), default=None),
+        resumed=tuple(row["step"] for row in rows if row.get("resumed")),
     )
+
+
+def _compilation_growth(rows: Sequence[Row]) -> dict[int, int]:
+    """Step -> compilations since the row before. Rows count those of their process, which begins at 0 on resume."""
+    growth, before = {}, 0
+    for row in rows:
+        count = row.get("compilations")
+        if isinstance(count, int):
+            # A falling count is a resumed run's too, whose rows did not say so yet.
+            growth[row["step"]] = count - (0 if row.get("resumed") or count < before else before)
+            before = count
+    return growth
+
+
+def when_compiled(total: Facts) -> str:
+    """When XLA compiled last, and which steps are no sign of a shape that is not static."""
+    text = f"the last by step {number(total.last_compilation)}"
+    if total.resumed:
+        text += f"; resumed, and so compiled anew, with step {', '.join(map(number, total.resumed))}"
+    return text
 
 
 def sentence(rows: Sequence[Row]) -> str:
@@ -81,5 +102,5 @@ def render(name: str, rows: Sequence[Row]) -> str:
     if total.forks_asked:
         lines.append(f"- Forks: {number(total.forks_granted)} granted of {number(total.forks_asked)} asked.")
     if total.compilations is not None:
-        lines.append(f"- Compilations: {total.compilations}, the last by step {total.last_compilation}.")
+        lines.append(f"- Compilations: {total.compilations}, {when_compiled(total)}.")
     return "\n".join(lines).rstrip() + "\n"

@@ -21,13 +21,14 @@ from medvr_jax import distributed
 from medvr_jax.inputs.batches import PromptBatch, batch_prompts
 from medvr_jax.inputs.chat import Encoder, Prompt
 from medvr_jax.inputs.tokenizer import make_token_tables
-from medvr_jax.models.backbone import PromptCache, PromptInputs, ResponseInputs
+from medvr_jax.models.backbone import PromptCache, PromptInputs, ResponseCache, ResponseInputs
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.features import image_features
+from medvr_jax.models.partitioning import Layout, bind
 from medvr_jax.models.vision import ImageBatch
 from medvr_jax.rollout import loop
 from medvr_jax.rollout.evr import EvrSettings
-from medvr_jax.rollout.state import RolloutLayout, RolloutState, initial_fork_state, initial_state
+from medvr_jax.rollout.state import RolloutState, initial_fork_state, initial_state
 from medvr_jax.rollout.tools import Tool
 from medvr_jax.rollout.trajectories import Rollout, TokenArrays, read_decisions
 from medvr_jax.rollout.turns import Sampled, Serving, TurnServer
@@ -70,8 +71,8 @@ class RolloutEngine:
         tools: Mapping[str, Tool],
         settings: RolloutSettings,
         put: Callable[[Any], Any],
-        read: Callable[[Any], Any] = jax.device_get,
-        layout: RolloutLayout | None = None,
+        read: Callable[[Any], Any],
+        layout: Layout,
     ) -> None:
         """Prepares the programs; they are compiled at the first `run`.
 
@@ -83,7 +84,7 @@ class RolloutEngine:
             settings: static shapes and rules.
             put: takes a tree of host arrays, this process's rows of the leading axis B, to the devices.
             read: brings a tree of device arrays back, this process's rows of them.
-            layout: where a rollout's arrays live; None leaves that to the compiler.
+            layout: that of sampling.
         """
         self.settings, self.config, self.encoder, self.tools = settings, config, encoder, tools
         self._put, self._read = put, read
@@ -181,16 +182,35 @@ class RolloutPrograms(NamedTuple):
     serve: Callable[..., tuple[RolloutState, jax.Array]]
 
 
-def rollout_programs(
-    graphdef: nnx.GraphDef, settings: RolloutSettings, layout: RolloutLayout | None = None
-) -> RolloutPrograms:
-    """The programs for one set of static shapes; decode and serve take over the buffers of the state."""
-    prompt, cache, state = (layout.groups, layout.prompt_cache, layout.state) if layout else (None, None, None)
+def rollout_programs(graphdef: nnx.GraphDef, settings: RolloutSettings, layout: Layout) -> RolloutPrograms:
+    """The programs for one set of static shapes; decode and serve take over the buffers of the state.
+
+    What they return is laid out here: the compiler would keep arrays that begin as zeros whole on every device.
+    """
+    groups = layout.sharding("groups")
+    cache, state = prompt_cache_shardings(layout), state_shardings(layout)
+
+    def jitted(function: Callable[..., Any], results: Any, **options: Any) -> Callable[..., Any]:
+        return jax.jit(bind(layout, function), out_shardings=results, **options)
+
     return RolloutPrograms(
-        prefill=jax.jit(functools.partial(_prefill, graphdef, settings), out_shardings=(prompt, cache, state)),
-        decode=jax.jit(functools.partial(_decode, graphdef, settings), donate_argnums=2, out_shardings=state),
-        serve=jax.jit(functools.partial(_serve, graphdef), donate_argnums=2, out_shardings=(state, prompt)),
+        prefill=jitted(functools.partial(_prefill, graphdef, settings), (groups, cache, state)),
+        decode=jitted(functools.partial(_decode, graphdef, settings), state, donate_argnums=2),
+        serve=jitted(functools.partial(_serve, graphdef), (state, groups), donate_argnums=2),
     )
+
+
+def prompt_cache_shardings(layout: Layout) -> PromptCache:
+    """Where a prompt cache lives, leaves standing for all layers."""
+    heads = layout.sharding("groups", "kv_heads")
+    return PromptCache(heads, heads, layout.sharding("groups"))
+
+
+def state_shardings(layout: Layout) -> RolloutState:
+    """Where a rollout's state lives, leaves standing for everything below them."""
+    heads, groups = layout.sharding("groups", None, "kv_heads"), layout.sharding("groups")
+    leading = {field.name: groups for field in dataclasses.fields(RolloutState)}
+    return RolloutState(**leading | {"cache": ResponseCache(heads, heads), "steps": layout.sharding()})
 
 
 def _prefill(

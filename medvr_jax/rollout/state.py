@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from medvr_jax.models.backbone import PromptCache, ResponseCache
+from medvr_jax.models.backbone import ResponseCache
 
 # Status of a slot.
 EMPTY, ACTIVE, TURN_ENDED, DONE = 0, 1, 2, 3
@@ -104,30 +104,6 @@ class RolloutState:
     def replace(self, **changes: Any) -> RolloutState:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
-
-
-@dataclasses.dataclass(frozen=True)
-class RolloutLayout:
-    """Where the arrays of a rollout live: `groups` for all that starts with B, `prompt_keys [B, K, ...]` and
-    `response_keys [B, M, K, ...]` for the two caches, `whole` for the rest. Without it, zeros made on the devices would
-    be whole on every one of them."""
-
-    groups: jax.sharding.Sharding
-    prompt_keys: jax.sharding.Sharding
-    response_keys: jax.sharding.Sharding
-    whole: jax.sharding.Sharding
-
-    @property
-    def prompt_cache(self) -> PromptCache:
-        """The prompt cache's layout."""
-        return PromptCache(self.prompt_keys, self.prompt_keys, self.groups)
-
-    @property
-    def state(self) -> RolloutState:
-        """The state's layout."""
-        leading = {field.name: self.groups for field in dataclasses.fields(RolloutState)}
-        cache = ResponseCache(self.response_keys, self.response_keys)
-        return RolloutState(**leading | {"cache": cache, "steps": self.whole})
 
 
 def initial_fork_state(groups: int, slots: int, window: int, records: int) -> ForkState:

@@ -8,6 +8,7 @@ that nothing is unpickled and a checkpoint does not depend on the classes of the
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,13 @@ class Checkpoints:
         (name,) = item
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**item))[name]
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"--workdir: checkpoint {self._folder / str(step)} cannot be read: {error}") from error
+        except jax.errors.JaxRuntimeError:
+            raise  # the devices', for instance out of memory
+        except Exception as error:  # orbax raises nearly anything on damaged files, bare Exceptions too
+            raise UserError(
+                f"--workdir: checkpoint {self._folder / str(step)} cannot be read; remove that folder to go on from an"
+                f" earlier one ({textwrap.shorten(str(error), 200)})"
+            ) from error
 
     def _refuse_other(self, step: int, saved: dict[str, str], wanted: dict[str, str]) -> None:
         for name in [*wanted, *saved]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from medvr_jax import assembly
+from medvr_jax.configuration import model_folder
 from medvr_jax.errors import UserError
+from medvr_jax.models.model_files import stored_dtypes
 from medvr_jax.models.weights import save_backbone
 from medvr_jax.training.checkpoints import Checkpoints
 from medvr_jax.training.state import TrainState
@@ -41,15 +43,18 @@ def restore_latest(parts: assembly.Parts, workdir: str | Path) -> tuple[TrainSta
 def export_policy(parts: assembly.Parts, params: nnx.State, folder: str | Path) -> Path:
     """Writes the policy's folder: weights and config.json from `params`, the rest from the model it started as.
 
-    The weights come last and in one rename, so that a folder with weights is whole.
+    Everything appears in one rename, so that a folder that is there is whole. Call it on all processes.
     """
-    folder, source = Path(folder), Path(parts.config.model.path)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    save_backbone(folder, parts.backbone, jax.device_get(params), parts.config.model.parameter_dtype)
+    folder, source = Path(folder), model_folder(parts.config.model.path)
+    companions = [source / name for name in COMPANIONS if (source / name).is_file()]
+    save_backbone(folder, parts.backbone, params, _export_dtypes(parts), companions)
     return folder
+
+
+def _export_dtypes(parts: assembly.Parts) -> jnp.dtype | dict[str, np.dtype]:
+    """One dtype for all tensors, or that which each has in the model's folder."""
+    name = parts.config.model.export_dtype
+    return stored_dtypes(model_folder(parts.config.model.path)) if name == "source" else jnp.dtype(name)
 
 
 def export(config: Any, workdir: str | Path) -> None:

@@ -9,25 +9,53 @@ from typing import Any
 
 from medvr_jax import assembly, distributed
 from medvr_jax.errors import UserError
-from medvr_jax.reports.metrics import MetricsWriter
+from medvr_jax.reports.metrics import FILE_NAME, MetricsWriter, read_metrics
 from medvr_jax.reports.page import write_report
 from medvr_jax.reports.progress import Progress
 from medvr_jax.reports.rollouts import write_rollouts
 from medvr_jax.training import compilations
 from medvr_jax.training.checkpoints import Checkpoints
-from medvr_jax.training.export import export_policy
+from medvr_jax.training.export import export, export_policy
 from medvr_jax.training.records import rollout_metrics, rollout_records, trajectory_facts
 from medvr_jax.training.trainer import Step, Trainer
 
 
 def train(config: Any, workdir: str | Path) -> None:
-    """Runs or resumes the run in `workdir` until `config.steps` updates are done. Process 0 writes the records."""
-    workdir, main = Path(workdir), distributed.is_main()
+    """Runs or resumes the run in `workdir` until `config.steps` updates are done; a finished run stays as it is.
+
+    Process 0 writes the records.
+    """
+    workdir = Path(workdir)
+    if is_finished(config, workdir):
+        print(f"{workdir} is finished: all {config.steps} updates are done and evaluated")
+        if config.export_at_end and not any((workdir / "export").glob("*.safetensors")):
+            export(config, workdir)
+    else:
+        trainer = train_steps(config, workdir)
+        if config.export_at_end:
+            print(f"exported to {export_policy(trainer.parts, trainer.state.params, workdir / 'export')}")
+    if distributed.is_main():
+        print(f"report in {write_report(workdir, config.report.groups)}")
+
+
+def is_finished(config: Any, workdir: Path) -> bool:
+    """Whether the last update's checkpoint and the row of the evaluation after it are there."""
+    file = workdir / FILE_NAME
+    if not file.is_file() or all(row["step"] != config.steps for row in read_metrics(file)):
+        return False
+    with contextlib.closing(Checkpoints(workdir, config.keep_checkpoints)) as checkpoints:
+        return checkpoints.latest() == config.steps
+
+
+def train_steps(config: Any, workdir: Path) -> Trainer:
+    """The steps that are left and the last evaluation; returns the trainer with the final state."""
     trainer = Trainer(assembly.assemble(config))
-    checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-    start = resume(trainer, checkpoints)
-    writer = MetricsWriter(workdir, start) if main else contextlib.nullcontext()
-    with writer as metrics, Progress(config.steps, start, "train") as progress:
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config.keep_checkpoints)))
+        start = resume(trainer, checkpoints)
+        writer = MetricsWriter(workdir, start) if distributed.is_main() else contextlib.nullcontext()
+        metrics = stack.enter_context(writer)
+        progress = stack.enter_context(Progress(config.steps, start, "train"))
         saving = 0.0
         for step in range(start, config.steps):
             row: dict[str, Any] = {"step": step, "time/checkpoint": saving}
@@ -40,20 +68,21 @@ def train(config: Any, workdir: str | Path) -> None:
             row |= step_metrics(outcome) | {"time/step": time.perf_counter() - began}
             # The row comes first: a run killed after its checkpoint never goes back to write it.
             if metrics:
-                metrics.write(row | {"compilations": compilations.count()})
+                metrics.write(row | process_facts(step, start))
             saving = 0.0
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 saving = save(trainer, checkpoints, step + 1)
             progress.update(step + 1, describe(row))
         final = evaluate(trainer, progress)
         if metrics:
-            metrics.write({"step": config.steps} | final | {"compilations": compilations.count()})
+            metrics.write({"step": config.steps} | final | process_facts(config.steps, start))
         progress.update(config.steps, held_out(final))
-    checkpoints.close()
-    if config.export_at_end:
-        print(f"exported to {export_policy(trainer.parts, trainer.state.params, workdir / 'export')}")
-    if main:
-        print(f"report in {write_report(workdir, config.report.groups)}")
+    return trainer
+
+
+def process_facts(step: int, start: int) -> dict[str, int | bool]:
+    """What belongs to this process and not to the run; its first row says so if it went on with another's."""
+    return {"compilations": compilations.count()} | ({"resumed": True} if step == start > 0 else {})
 
 
 def resume(trainer: Trainer, checkpoints: Checkpoints) -> int:

@@ -41,7 +41,6 @@ def sequence_mean(mask: jax.Array) -> jax.Array:
     return mask / jnp.maximum(lengths, 1.0) / jnp.maximum((lengths > 0).sum(), 1)
 
 
-TOKEN_LOSSES: dict[str, Callable[..., jax.Array]] = {"clipped_surrogate": clipped_surrogate, "k3": k3}
 AGGREGATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"token": token_mean, "sequence": sequence_mean}
 
 

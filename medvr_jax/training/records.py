@@ -103,7 +103,7 @@ def rollout_metrics(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
         "reward/accuracy": float(facts["accuracy"].mean()),
         "reward/accuracy_base": float(facts["accuracy"][origin == "base"].mean()),
         "reward/format": float(facts["format"].mean()),
-        "reward/tool": float(np.where(correct, facts["tool"], 0.0).mean()),
+        "reward/tool": float(facts["tool"].mean()),
         "reward/consensus_iou": float(facts["iou"][correct].mean()) if correct.any() else 0.0,
         "rollout/tool_rate": float((called > 0).mean()),
         "rollout/valid_call_rate": float(facts["zooms"].sum() / called.sum()) if called.any() else 0.0,

@@ -36,9 +36,9 @@ class RewardSettings:
 
 
 class Rewards(NamedTuple):
-    """Rewards of a rollout: `[B, M]` float32 each, `has_spread [B]` bool, `consensus [B, R, R]` bool.
+    """Rewards of a rollout: `[B, M]` float32 each, `has_spread [B]` bool.
 
-    `tool` is R_tool before the gate, `iou` the overlap with the group's consensus.
+    `tool` is R_tool as it enters the total, before its weight; `iou` the overlap with the group's consensus.
     """
 
     accuracy: jax.Array
@@ -48,7 +48,6 @@ class Rewards(NamedTuple):
     iou: jax.Array
     advantages: jax.Array
     has_spread: jax.Array
-    consensus: jax.Array
 
 
 def prediction(trajectory: Trajectory) -> str | None:
@@ -129,6 +128,4 @@ def _combine(
     advantages, has_spread = group_advantages(
         total, std_threshold=settings.std_threshold, normalise_by_std=settings.normalise_by_std
     )
-    return Rewards(
-        accuracy, format_, result.reward, total, result.iou, advantages, jnp.asarray(has_spread), result.consensus
-    )
+    return Rewards(accuracy, format_, result.reward, total, result.iou, advantages, jnp.asarray(has_spread))

@@ -1,7 +1,7 @@
 """Where arrays live: one table of logical axis -> mesh axis per layout, and nothing scattered through the model.
 
-Parameters carry the names of their logical axes; batches are split by group. Two layouts of the same tree: TRAINING
-(masters and optimiser state split over `fsdp` and `tensor`) and SAMPLING (whole, or split over `tensor` alone).
+Parameters and activations carry the names of their logical axes. Two layouts of the same tree: TRAINING (masters and
+optimiser state split over `fsdp` and `tensor`) and SAMPLING (whole, or split over `tensor` alone).
 """
 
 from __future__ import annotations
@@ -13,21 +13,28 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medvr_jax.errors import UserError
 from medvr_jax.models.attention_backend import XLA, AttentionBackend
-from medvr_jax.rollout.state import RolloutLayout
+from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.partitioning import Layout, MeshAxes
 
 MESH_AXES = ("data", "fsdp", "tensor")
 # Groups are split over both axes that hold whole prompts.
 BATCH_AXES = ("data", "fsdp")
-
-_HEADS = {"heads": "tensor", "kv_heads": "tensor", "mlp": "tensor", "vocabulary": "tensor"}
-_VISION = {"vision_heads": "tensor", "vision_mlp": "tensor"}
 _ATTENTION_PLATFORMS = {"splash": "tpu", "fused": "gpu"}
-TRAINING: Mapping[str, str] = _HEADS | _VISION | {"embed": "fsdp", "vision_embed": "fsdp"}
-SAMPLING: Mapping[str, str] = _HEADS | _VISION
+
+SAMPLING: Mapping[str, MeshAxes] = {
+    "groups": BATCH_AXES,
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "vocabulary": "tensor",
+    "vision_heads": "tensor",
+    "vision_mlp": "tensor",
+}
+TRAINING: Mapping[str, MeshAxes] = SAMPLING | {"embed": "fsdp", "vision_embed": "fsdp"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +82,6 @@ def by_group(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def rollout_layout(mesh: Mesh, kv_heads: int) -> RolloutLayout:
-    """A rollout's arrays split by group, its caches also over the K key/value heads where `tensor` divides them."""
-    heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
-    return RolloutLayout(
-        groups=by_group(mesh),
-        prompt_keys=NamedSharding(mesh, PartitionSpec(BATCH_AXES, heads)),
-        response_keys=NamedSharding(mesh, PartitionSpec(BATCH_AXES, None, heads)),
-        whole=replicated(mesh),
-    )
-
-
 def attention_backend(choice: str, mesh: Mesh) -> AttentionBackend:
     """The back end that `model.attention` asks for, its kernels spread over the mesh as groups and heads are.
 
@@ -100,26 +96,47 @@ def attention_backend(choice: str, mesh: Mesh) -> AttentionBackend:
     return XLA if kind == "xla" else AttentionBackend(kind, mesh, BATCH_AXES, (TRAINING["heads"],))
 
 
-def parameter_shardings(params: nnx.State, mesh: Mesh, rules: Mapping[str, str]) -> nnx.State:
-    """The sharding of every parameter, as a tree like `params`.
+def make_layout(rules: Mapping[str, MeshAxes], mesh: Mesh | AbstractMesh, backbone: BackboneConfig) -> Layout:
+    """One of the tables above for a mesh and a backbone.
+
+    A head is never cut. Where there are fewer key/value heads than the tensor axis needs, every device keeps them all.
+
+    Raises:
+        UserError: where the mesh's tensor axis does not divide the decoder's or the tower's heads.
+    """
+    tensor = mesh.shape["tensor"]
+    heads = {"num_attention_heads": backbone.text.num_heads, "the vision tower's num_heads": backbone.vision.num_heads}
+    for name, count in heads.items():
+        if count % tensor:
+            both = int(np.gcd.reduce(list(heads.values())))
+            allowed = ", ".join(str(n) for n in range(1, both + 1) if both % n == 0)
+            raise UserError(f"mesh.tensor: found {tensor}, {name} = {count} is not divisible by it; allowed: {allowed}")
+    if backbone.text.num_kv_heads % tensor:
+        rules = {**rules, "kv_heads": None}
+    return Layout(mesh, rules)
+
+
+def parameter_shardings(params: nnx.State, layout: Layout) -> nnx.State:
+    """The sharding of every parameter (or `jax.ShapeDtypeStruct`), as a tree like `params`.
 
     Raises:
         UserError: where an array's axis does not divide by its mesh axis, or two of its axes ask for the same one.
     """
+    sizes = dict(layout.mesh.shape)
 
     def spec(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
-        shape = variable.get_value().shape
-        axes = [rules.get(axis) for axis in variable.get_metadata()["axes"]]
+        shape, logical = variable.get_value().shape, variable.get_metadata()["axes"]
+        axes = layout.spec(*logical)
         name = ".".join(str(part) for part in path)
         used = [axis for axis in axes if axis is not None]
         if len(set(used)) != len(used):
             raise UserError(f"mesh: parameter {name} would use one mesh axis twice ({axes})")
-        for size, axis in zip(shape, axes, strict=True):
-            if axis is not None and size % mesh.shape[axis]:
+        for size, axis, meaning in zip(shape, axes, logical, strict=True):
+            if axis is not None and size % sizes[axis]:
                 raise UserError(
-                    f"mesh.{axis}: parameter {name} of shape {shape} has an axis of {size}, which is not divisible by"
-                    f" {mesh.shape[axis]}; {axis}={int(np.gcd(size, mesh.shape[axis]))} divides it"
+                    f"mesh.{axis}: found {sizes[axis]}, parameter {name} has {size} along its axis {meaning}, which is"
+                    f" not divisible by it; mesh.{axis}={int(np.gcd(size, sizes[axis]))} divides it"
                 )
-        return variable.replace(NamedSharding(mesh, PartitionSpec(*axes)))
+        return variable.replace(NamedSharding(layout.mesh, axes))
 
     return nnx.map_state(spec, params)

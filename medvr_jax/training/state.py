@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
 
+from medvr_jax.models.partitioning import Layout
 from medvr_jax.training import sharding
 
 
@@ -23,7 +23,7 @@ class TrainState:
     Attributes:
         step: `[]` int32.
         trainable: parameters that gradients change (master weights).
-        frozen: the parameters that stay (the vision tower, or none).
+        frozen: the parameters that stay (the vision tower, the embeddings, both or none).
         optimizer: optax's state for `trainable`.
     """
 
@@ -50,6 +50,7 @@ class OptimizerSettings:
     b2: float
     epsilon: float
     max_grad_norm: float
+    moment_dtype: str
     steps: int
 
 
@@ -69,22 +70,35 @@ def learning_rate_schedule(settings: OptimizerSettings) -> optax.Schedule:
 
 
 def make_optimizer(settings: OptimizerSettings) -> optax.GradientTransformation:
-    """Clipping by the global norm, then AdamW; matrices decay, norms and biases do not."""
+    """Clipping by the global norm, then AdamW; matrices decay, norms and biases do not.
+
+    Everything is computed in float32. The first moment is stored in `moment_dtype`; the second always in float32: at
+    b2 = 0.999 a bfloat16 one could not decay.
+    """
 
     def decays(params: nnx.State) -> Any:
         return nnx.map_state(lambda _, v: v.replace("weight" in _matrix_kind(v)), params)
 
-    return optax.chain(
+    chain = optax.chain(
         optax.clip_by_global_norm(settings.max_grad_norm),
         optax.adamw(
             learning_rate_schedule(settings),
             b1=settings.b1,
             b2=settings.b2,
             eps=settings.epsilon,
+            mu_dtype=settings.moment_dtype,
             weight_decay=settings.weight_decay,
             mask=decays,
         ),
     )
+    return optax.GradientTransformation(
+        lambda params: chain.init(_float32(params)),
+        lambda gradient, state, params: chain.update(_float32(gradient), state, _float32(params)),
+    )
+
+
+def _float32(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def _matrix_kind(variable: nnx.Variable) -> str:
@@ -93,33 +107,45 @@ def _matrix_kind(variable: nnx.Variable) -> str:
     return "weight" if len(axes) > 1 else "vector"
 
 
-def split_frozen(params: nnx.State, freeze_vision_tower: bool) -> tuple[nnx.State, nnx.State]:
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """Parts that are not trained. Frozen embeddings include a head that is tied to them."""
+
+    vision_tower: bool = False
+    embeddings: bool = False
+
+
+def split_frozen(params: nnx.State, frozen: Frozen) -> tuple[nnx.State, nnx.State]:
     """The parameters as (trainable, frozen)."""
-    frozen = nnx.PathContains("vision") if freeze_vision_tower else nnx.Nothing()
-    return nnx.split_state(params, nnx.Not(frozen), ...)
+    parts = (("vision", frozen.vision_tower), ("embedding", frozen.embeddings))
+    stays = nnx.Any(*(nnx.PathContains(name) for name, is_frozen in parts if is_frozen))
+    return nnx.split_state(params, nnx.Not(stays), ...)
 
 
 def initial_train_state(
-    params: nnx.State, optimizer: optax.GradientTransformation, mesh: Mesh, *, freeze_vision_tower: bool
+    params: nnx.State, optimizer: optax.GradientTransformation, layout: Layout, frozen: Frozen
 ) -> TrainState:
-    """Step 0, laid out for training."""
-    params = jax.device_put(params, sharding.parameter_shardings(params, mesh, sharding.TRAINING))
-    trainable, frozen = split_frozen(params, freeze_vision_tower)
-    # Moments are laid out like the parameters they belong to; counters are replicated.
-    whole = sharding.replicated(mesh)
-    layout = optax.tree.map_params(
+    """Step 0, laid out for training; parameters that are laid out so already are not copied."""
+    trainable, fixed = split_frozen(jax.device_put(params, sharding.parameter_shardings(params, layout)), frozen)
+    shardings = optimizer_shardings(optimizer, trainable, layout)
+    state = jax.jit(optimizer.init, out_shardings=shardings)(trainable)
+    step = jax.device_put(jnp.zeros((), jnp.int32), sharding.replicated(layout.mesh))
+    return TrainState(step, trainable, fixed, state)
+
+
+def optimizer_shardings(optimizer: optax.GradientTransformation, trainable: nnx.State, layout: Layout) -> Any:
+    """Where the optimiser's state lives: moments like the parameters they belong to, counters on every device."""
+    whole = sharding.replicated(layout.mesh)
+    return optax.tree.map_params(
         optimizer,
-        lambda _, parameter: parameter.sharding,
+        lambda _, sharding: sharding,
         jax.eval_shape(optimizer.init, trainable),
-        trainable,
+        sharding.parameter_shardings(trainable, layout),
         transform_non_params=lambda _: whole,
     )
-    state = jax.jit(optimizer.init, out_shardings=layout)(trainable)
-    step = jax.device_put(jnp.zeros((), jnp.int32), whole)
-    return TrainState(step, trainable, frozen, state)
 
 
-def sampling_layout(params: nnx.State, mesh: Mesh, dtype: str) -> Callable[[nnx.State], nnx.State]:
-    """A jitted function from master weights to those that rollouts use: cast to `dtype`, laid out for sampling."""
-    shardings = sharding.parameter_shardings(params, mesh, sharding.SAMPLING)
+def make_cast(params: nnx.State, layout: Layout, dtype: str) -> Callable[[nnx.State], nnx.State]:
+    """A jitted function from master weights to a copy of this dtype and layout: the sampler's, or the reference."""
+    shardings = sharding.parameter_shardings(params, layout)
     return jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree), out_shardings=shardings)

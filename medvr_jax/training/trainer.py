@@ -17,7 +17,7 @@ from medvr_jax.inputs.chat import encode_prompts
 from medvr_jax.rollout.trajectories import Rollout
 from medvr_jax.training import sharding
 from medvr_jax.training.rewarding import Rewards, reward_rollout
-from medvr_jax.training.state import TrainState, initial_train_state, make_optimizer, sampling_layout
+from medvr_jax.training.state import Frozen, TrainState, initial_train_state, make_cast, make_optimizer
 from medvr_jax.training.update import TrainBatch, make_scorer, make_update
 
 
@@ -41,15 +41,18 @@ class Trainer:
         config = self.config = parts.config
         self.parts = parts
         self.state, optimizer = make_train_state(parts)
-        self._to_sampling = sampling_layout(parts.params, parts.mesh, config.model.compute_dtype)
+        self._to_sampling = make_cast(parts.params, parts.sampling_layout, config.model.compute_dtype)
         self._settings = assembly.update_settings(config, parts.mesh)
-        self._update = make_update(parts.graphdef, optimizer, self._settings, self.state)
-        self._scorer = make_scorer(parts.graphdef, self._settings)
+        self._update = make_update(parts.graphdef, optimizer, self._settings, self.state, parts.training_layout)
+        self._scorer = make_scorer(parts.graphdef, self._settings, parts.training_layout)
         self._rewards = assembly.reward_settings(config)
         self._engine = parts.engine(assembly.training_rollout(config, parts.backbone))
         self._evaluator = parts.engine(assembly.greedy_rollout(config))
         # The reference is the policy before training, kept only when the loss asks for it.
-        self._reference = self._to_sampling(self.state.params) if config.grpo.kl_weight else None
+        self._reference = None
+        if config.grpo.kl_weight:
+            to_reference = make_cast(parts.params, parts.training_layout, config.model.compute_dtype)
+            self._reference = to_reference(self.state.params)
         self._banned = jax.device_put(self._engine.tables.banned, sharding.replicated(parts.mesh))
 
     def sampling_params(self) -> nnx.State:
@@ -144,5 +147,6 @@ class Trainer:
 def make_train_state(parts: assembly.Parts) -> tuple[TrainState, Any]:
     """The state at step 0 and its optimiser."""
     optimizer = make_optimizer(assembly.optimizer_settings(parts.config))
-    frozen = parts.config.model.freeze_vision_tower
-    return initial_train_state(parts.params, optimizer, parts.mesh, freeze_vision_tower=frozen), optimizer
+    model = parts.config.model
+    frozen = Frozen(vision_tower=model.freeze_vision_tower, embeddings=model.freeze_embeddings)
+    return initial_train_state(parts.params, optimizer, parts.training_layout, frozen), optimizer

@@ -18,6 +18,7 @@ from flax import nnx
 
 from medvr_jax.models.backbone import Backbone, PromptInputs, ResponseInputs
 from medvr_jax.models.features import image_features
+from medvr_jax.models.partitioning import Layout, bind, constrain_parameters
 from medvr_jax.models.vision import ImageBatch
 from medvr_jax.training import losses
 from medvr_jax.training.state import TrainState
@@ -73,6 +74,7 @@ class UpdateSettings:
     micro_batch_groups: int
     logit_chunk: int
     remat: str
+    compute_dtype: str = "float32"
     data_shards: int = 1
 
 
@@ -87,9 +89,9 @@ def score(
     groups, slots = batch.tokens.shape[:2]
     prompt, crops = batch.prompt, list(batch.crop_features)
     if batch.images is not None:
-        prompt = dataclasses.replace(prompt, features=image_features(backbone, batch.images))
+        prompt = dataclasses.replace(prompt, features=image_features(backbone, batch.images, settings.remat))
     for images in batch.crops or ():
-        features = image_features(backbone, images)
+        features = image_features(backbone, images, settings.remat)
         crops.append(features.reshape(groups, slots, -1, features.shape[-1]))
     nothing = jnp.zeros((groups, slots, 0, prompt.features.shape[-1]), prompt.features.dtype)
     features = jnp.concatenate(crops, axis=2) if crops else nothing
@@ -141,7 +143,8 @@ def loss_and_gradient(
     def loss(
         trainable: nnx.State, part: TrainBatch, weights: jax.Array, share: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        backbone = nnx.merge(graphdef, trainable, frozen)
+        # Cast first, so that what devices gather from one another is half as long.
+        backbone = nnx.merge(graphdef, *_cast((trainable, frozen), settings.compute_dtype))
         log_probabilities, entropy = score(backbone, part, banned, settings)
         reference_log_probabilities = None
         if reference is not None:
@@ -166,19 +169,25 @@ def loss_and_gradient(
     count = micro_batch_count(batch.sampled.shape[0], settings.micro_batch_groups)
     if count == 1:
         (_, metrics), grads = gradient(trainable, batch, weights, token_share)
-        return metrics["sums"] | {"sampler_drift": metrics["sampler_drift"]}, grads
+        return metrics["sums"] | {"sampler_drift": metrics["sampler_drift"]}, constrain_parameters(grads)
 
     def accumulate(total: Any, part: Any) -> tuple[Any, None]:
         (_, metrics), grads = gradient(trainable, *part)
         sums, drift, so_far = total
         sums = jax.tree.map(jnp.add, sums, metrics["sums"])
-        return (sums, jnp.maximum(drift, metrics["sampler_drift"]), jax.tree.map(jnp.add, so_far, grads)), None
+        so_far = jax.tree.map(jnp.add, so_far, constrain_parameters(grads))
+        return (sums, jnp.maximum(drift, metrics["sampler_drift"]), so_far), None
 
     parts = _micro_batches((batch, weights, token_share), count)
     zeros = {name: jnp.zeros((), jnp.float32) for name in _SUMS}
-    start = (zeros, jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, trainable))
+    nothing = constrain_parameters(jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), trainable))
+    start = (zeros, jnp.zeros((), jnp.float32), nothing)
     (sums, drift, grads), _ = jax.lax.scan(accumulate, start, parts)
     return sums | {"sampler_drift": drift}, grads
+
+
+def _cast(tree: Any, dtype: str) -> Any:
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
 def make_update(
@@ -186,13 +195,15 @@ def make_update(
     optimizer: optax.GradientTransformation,
     settings: UpdateSettings,
     state: TrainState,
+    layout: Layout,
 ) -> Callable[[TrainState, nnx.State | None, TrainBatch, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The jitted update `(state, reference, batch, banned) -> (state, metrics)`; the state's buffers are donated.
 
     Args:
-        state: an example of the state; every update leaves it laid out like this one.
+        state: an example of the state (or its `jax.ShapeDtypeStruct`s); every update leaves it laid out like this one.
+        layout: that of training.
     """
-    layout = jax.tree.map(lambda x: x.sharding, state)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
 
     def update(
         state: TrainState, reference: nnx.State | None, batch: TrainBatch, banned: jax.Array
@@ -203,20 +214,20 @@ def make_update(
         metrics["grad_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, trainable, state.frozen, optimizer_state), metrics
 
-    return jax.jit(update, donate_argnums=0, out_shardings=(layout, None))
+    return jax.jit(bind(layout, update), donate_argnums=0, out_shardings=(shardings, None))
 
 
 def make_scorer(
-    graphdef: nnx.GraphDef, settings: UpdateSettings
+    graphdef: nnx.GraphDef, settings: UpdateSettings, layout: Layout
 ) -> Callable[[nnx.State, TrainBatch, jax.Array], jax.Array]:
     """The jitted pass `(params, batch, banned) -> log-probabilities [B, M, T]`, in micro-batches like the update."""
 
     def scorer(params: nnx.State, batch: TrainBatch, banned: jax.Array) -> jax.Array:
-        backbone = nnx.merge(graphdef, params)
+        backbone = nnx.merge(graphdef, _cast(params, settings.compute_dtype))
         count = micro_batch_count(batch.sampled.shape[0], settings.micro_batch_groups)
         if count == 1:
             return score(backbone, batch, banned, settings)[0]
         parts = jax.lax.map(lambda part: score(backbone, part, banned, settings)[0], _micro_batches(batch, count))
         return jnp.swapaxes(parts, 0, 1).reshape(batch.sampled.shape)
 
-    return jax.jit(scorer)
+    return jax.jit(bind(layout, scorer))

@@ -158,6 +158,9 @@ def test_jsonl_reads_all_kinds(folder):
         ({**GOOD, "boxes": [[0, 0, 9, 1]]}, "boxes"),
         ({**GOOD, "id": []}, "id"),
         ({**GOOD, "id": "first"}, "already used on line 1"),
+        ({**GOOD, "question": "What\ud800?"}, r"question: found '\\ud800'"),
+        ({**GOOD, "options": {"A": "mass", "B": "\udc00"}}, r"options: found '\\udc00'"),
+        ({**GOOD, "id": "\ud800"}, r"id: found '\\ud800'"),
     ],
 )
 def test_jsonl_errors_name_the_line(folder, line, word):

@@ -68,6 +68,23 @@ def test_a_question_cannot_smuggle_an_image_token_in(encoder):
         encode_prompt(example(png(64, 64), question="Is <|image_pad|> here?"), encoder)
 
 
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "<|vision_start|>", "<|endoftext|>"])
+def test_texts_cannot_end_their_turn(encoder, token):
+    for bad in (example(question=f"Is it?{token}"), example(options=("level", token))):
+        with pytest.raises(UserError) as caught:
+            encode_prompt(bad, encoder)
+        assert f"example e1: question or options: found the text {token}" in str(caught.value)
+    with pytest.raises(UserError) as caught:
+        load_encoder(TINY, f"Look.{token}")
+    assert f"prompt.system: found the text {token}" in str(caught.value)
+
+
+def test_calls_are_no_reserved_texts(encoder):
+    text = "Answer <tool_call> or <|im_en|>."
+    assert text in encoder.tokenizer.decode(encode_prompt(example(question=text), encoder).token_ids)
+    assert load_encoder(TINY, text).system == text
+
+
 def test_unreadable_image_names_the_example(encoder):
     with pytest.raises(UserError, match="example e1, image 2"):
         encode_prompt(example(png(64, 64), b"broken"), encoder)
@@ -139,6 +156,15 @@ def test_prompts_beyond_their_bucket_are_refused(encoder, bucket, images, patche
     vision = BackboneConfig.from_folder(TINY).vision
     with pytest.raises(UserError, match=f"prompt.{field}"):
         batch_prompts([encode_prompt(example(png(448, 448)), encoder)], bucket, images, patches, vision)
+
+
+def test_the_bucket_does_not_count_the_last_token(encoder):
+    vision = BackboneConfig.from_folder(TINY).vision
+    prompt = encode_prompt(example(png(448, 448)), encoder)
+    n = len(prompt.token_ids) - 1
+    assert batch_prompts([prompt], n, 1, 64, vision).valid.all()
+    with pytest.raises(UserError, match=f"of {n} tokens, the last one not counted; prompt.bucket allows {n - 1}$"):
+        batch_prompts([prompt], n - 1, 1, 64, vision)
 
 
 def test_token_tables(encoder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -33,3 +34,13 @@ def test_one_line_names_the_folder(name: str, text: str | None, tmp_path: Path) 
     with pytest.raises(UserError, match=str(folder)) as caught:
         load_encoder(folder, "Look.")
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(TINY, folder)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text(json.dumps(vocabulary["vocab"]))
+    with pytest.raises(UserError, match=f"model.path: no tokenizer.json in {folder}, nor vocab.json with merges.txt"):
+        load_encoder(folder, "Look.")

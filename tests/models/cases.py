@@ -79,13 +79,16 @@ def group(
     S: int,
     images: int = 1,
     crops: int = 1,
+    crop_S: int | None = None,
 ) -> Group:
-    """Pads everything to the buckets; positions of a response go on from its prompt's."""
+    """Pads everything to the buckets; positions of a response go on from its prompt's. crop_S None is S."""
+    crop_S = crop_S or S
     encoded = [_encode(one, 0, P, S, config) for one in prompts]
     tokens, positions, index, valid, following = (np.stack(x) for x in zip(*encoded, strict=True))
     prompt = PromptInputs(*(jnp.asarray(x) for x in (tokens, positions, valid, index)), None)
     encoded = [
-        [_encode(one, int(start), T, S, config) for one in row] for row, start in zip(responses, following, strict=True)
+        [_encode(one, int(start), T, crop_S, config) for one in row]
+        for row, start in zip(responses, following, strict=True)
     ]
     tokens, positions, index = (
         np.stack([np.stack([one[field] for one in row]) for row in encoded]) for field in range(3)
@@ -98,7 +101,7 @@ def group(
         prompt,
         response,
         image_batch(prompts, images, S, config),
-        image_batch(flat, crops, S, config),
+        image_batch(flat, crops, crop_S, config),
     )
 
 
@@ -151,14 +154,19 @@ def reference_logits(reference: torch.nn.Module, prompt: Segment, response: Segm
     return logits[len(prompt.tokens) :].numpy()
 
 
-def largest_difference(logits: jax.Array, reference: torch.nn.Module, group: Group) -> float:
-    """Over all real response tokens of the group."""
-    worst = 0.0
+def largest_differences(logits: jax.Array, reference: torch.nn.Module, group: Group) -> list[float]:
+    """For each prompt, over all real tokens of its responses."""
+    worst = [0.0] * len(group.prompts)
     for b, (prompt, row) in enumerate(zip(group.prompts, group.responses, strict=True)):
         for m, response in enumerate(row):
             ours = np.asarray(logits[b, m, : len(response.tokens)])
-            worst = max(worst, float(np.abs(ours - reference_logits(reference, prompt, response)).max()))
+            worst[b] = max(worst[b], float(np.abs(ours - reference_logits(reference, prompt, response)).max()))
     return worst
+
+
+def largest_difference(logits: jax.Array, reference: torch.nn.Module, group: Group) -> float:
+    """Over all real response tokens of the group."""
+    return max(largest_differences(logits, reference, group))
 
 
 def _encode(

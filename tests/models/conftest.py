@@ -1,4 +1,4 @@
-"""One random transformers model in a folder, and ours loaded from it, for all tests of the backbone."""
+"""Random transformers models in folders, and ours loaded from them, for all tests of the backbone."""
 
 from __future__ import annotations
 
@@ -40,3 +40,14 @@ def make_pair(folder: Path, **overrides) -> Pair:
 @pytest.fixture(scope="session")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return make_pair(tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="session")
+def qwen2_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return make_pair(tmp_path_factory.mktemp("qwen2_reference"), model_type="qwen2_vl")
+
+
+@pytest.fixture(scope="session", params=["pair", "qwen2_pair"], ids=["qwen2_5_vl", "qwen2_vl"])
+def sibling(request: pytest.FixtureRequest) -> Pair:
+    """One pair of each model type, in turn."""
+    return request.getfixturevalue(request.param)

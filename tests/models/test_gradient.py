@@ -8,13 +8,22 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from medvr_jax.models import weights
+from medvr_jax.models.weight_names import canonical, file_shape, names_of, to_file
 from tests.models import cases
 from tests.models.test_backbone import three_turn_group
 
 
+def tensors(config):
+    """(name in the file, our path, turn, layer) of every tensor."""
+    for pattern, dotted, turn in names_of(config):
+        layers = config.vision.depth if pattern.startswith("visual.") else config.text.num_layers
+        for layer in range(layers) if "{}" in pattern else (None,):
+            yield pattern.format(layer), tuple(dotted.split(".")), turn, layer
+
+
 @pytest.mark.parametrize("remat", ["none", "block"])
-def test_equals_the_gradient_of_the_full_sequences(pair, remat):
+def test_equals_the_gradient_of_the_full_sequences(sibling, remat):
+    pair = sibling
     rng = np.random.default_rng(7)
     group = three_turn_group(rng, pair.config)
     B, M, T = group.response.tokens.shape
@@ -34,13 +43,14 @@ def test_equals_the_gradient_of_the_full_sequences(pair, remat):
         prompt, response = group.prompts[b], group.responses[b][m]
         logits = reference(**cases.reference_inputs(prompt, response)).logits[0, len(prompt.tokens) :]
         (logits * logits.new_tensor(directions[b, m, : len(response.tokens)])).sum().backward()
-    expected = {weights._canonical(name): p.grad.numpy() for name, p in reference.named_parameters()}
+    expected = {canonical(name): p.grad.numpy() for name, p in reference.named_parameters()}
     reference.zero_grad()
 
     compared = 0
-    for name, path, layer, turn, shape in weights._tensors(pair.config, gradient):
-        ours = np.asarray(gradient[path][...])
-        ours = weights._export(ours if layer is None else ours[layer], turn, shape)
+    for name, where, turn, layer in tensors(pair.config):
+        ours = np.asarray(gradient[where][...])
+        ours = ours if layer is None else ours[layer]
+        ours = to_file(ours, turn, file_shape(ours.shape, turn, pair.config))
         scale = np.abs(expected[name]).max()
         assert scale > 0, name
         if name.endswith("k_proj.bias"):

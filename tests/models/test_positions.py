@@ -19,7 +19,8 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_equal_to_transformers_whole_and_by_segments(pair, name):
+def test_equal_to_transformers_whole_and_by_segments(sibling, name):
+    pair = sibling
     rng = np.random.default_rng(0)
     segments = [cases.segment(rng, pair.config, *parts) for parts in CASES[name]]
     tokens = [token for one in segments for token in one.tokens]

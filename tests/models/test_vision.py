@@ -50,6 +50,16 @@ def test_every_image_fits_the_blocks_of_its_bucket(pair):
     assert window_blocks(64, tower) == 1
 
 
+def test_without_windows_there_are_no_blocks(qwen2_pair, pair):
+    tower, other = qwen2_pair.config.vision, pair.config.vision
+    positions, valid, window_slots, slot_of_patch = padded_geometry((1, 20, 26), 640, tower)
+    assert window_slots.shape == (0, 0) and slot_of_patch.shape == (0,) and window_blocks(640, tower) == 0
+    expected = padded_geometry((1, 20, 26), 640, other)
+    np.testing.assert_array_equal(positions, expected[0])
+    np.testing.assert_array_equal(valid, expected[1])
+    assert dataclasses.replace(other, full_attention_blocks=(0, 1, 2, 3)).has_windows is False
+
+
 def test_refuses_what_is_no_image(pair):
     with pytest.raises(ValueError, match="must be"):
         image_geometry((2, 4, 4), pair.config.vision)
@@ -62,19 +72,20 @@ def test_refuses_what_is_no_image(pair):
 
 
 @pytest.fixture(scope="module")
-def images(pair) -> tuple[vision.ImageBatch, list[np.ndarray]]:
+def images(sibling) -> tuple[vision.ImageBatch, list[np.ndarray]]:
     """All grids in one batch, an empty row in the middle."""
     rng = np.random.default_rng(1)
-    one = cases.segment(rng, pair.config, *GRIDS[:3])
-    two = cases.segment(rng, pair.config, *GRIDS[3:])
-    batch = cases.image_batch([one, two], 4, S, pair.config)
+    one = cases.segment(rng, sibling.config, *GRIDS[:3])
+    two = cases.segment(rng, sibling.config, *GRIDS[3:])
+    batch = cases.image_batch([one, two], 4, S, sibling.config)
     return batch, [*one.pixels, *two.pixels]
 
 
 ROWS = [0, 1, 2, 4, 5, 6, 7]  # row 3 is empty
 
 
-def test_each_block_equals_transformers(pair, images):
+def test_each_block_equals_transformers(sibling, images):
+    pair = sibling
     batch, pixels = images
     tower = pair.reference.model.visual
     captured: list[np.ndarray] = []
@@ -87,19 +98,22 @@ def test_each_block_equals_transformers(pair, images):
         features = tower(torch.from_numpy(np.concatenate(pixels)), torch.tensor(GRIDS)).pooler_output.numpy()
     for hook in hooks:
         hook.remove()
-    # their patches are reordered by window from the first block on
-    order, _ = get_vision_window_index(torch.tensor(GRIDS), 2, 112, 14)
-    patches = (order[:, None] * 4 + torch.arange(4)).reshape(-1).numpy()
+    patches = np.arange(len(features) * 4)
+    if pair.config.vision.has_windows:  # their patches are reordered by window from the first block on
+        order, _ = get_vision_window_index(torch.tensor(GRIDS), 2, 112, 14)
+        patches = (order[:, None] * 4 + torch.arange(4)).reshape(-1).numpy()
 
     def rows(x: jax.Array, unit: int = 1) -> np.ndarray:
         x = np.asarray(x)
         return np.concatenate([x[row, : len(one) // unit] for row, one in zip(ROWS, pixels, strict=True)])
 
-    ours, config = pair.model.vision, pair.config.vision
+    ours, config = pair.model.vision, sibling.config.vision
     x = linear(batch.patches, ours.patch_kernel[...])
     np.testing.assert_allclose(rows(x), captured[0], rtol=1e-5, atol=5e-5)
     stack = weights_of(ours.blocks)
-    views = {True: vision._whole_rows(batch, config), False: vision._windows(batch, config)}
+    views = {True: vision._whole_rows(batch, config)}
+    if config.has_windows:
+        views[False] = vision._windows(batch, config)
     for block in range(config.depth):
         full = block in config.full_attention_blocks
         x = vision.vision_block(x, layer_of(stack, block), views[full], config)
@@ -110,21 +124,21 @@ def test_each_block_equals_transformers(pair, images):
     np.testing.assert_allclose(rows(ours(batch), 4), features, atol=1e-4)
 
 
-def test_scanned_and_recomputed_towers_agree(pair, images, monkeypatch):
-    batch, _ = images
+def test_scanned_and_recomputed_towers_agree(sibling, images, monkeypatch):
+    pair, (batch, _) = sibling, images
     plain = cases.encode(pair.graphdef, pair.params, batch)
     recomputed = jax.jit(lambda batch: pair.model.encode_images(batch, remat="block"))(batch)
     np.testing.assert_allclose(recomputed, plain, atol=1e-5)
-    long_run = dataclasses.replace(pair.config.vision, full_attention_blocks=(3,))
     tower = pair.model.vision
-    tower.config = long_run
+    if tower.config.has_windows:
+        tower.config = dataclasses.replace(tower.config, full_attention_blocks=(3,))  # a run of three
     unrolled = jax.jit(lambda batch: tower(batch))(batch)
     monkeypatch.setattr(vision, "SCAN_FROM", 1)
     np.testing.assert_allclose(jax.jit(lambda batch: tower(batch))(batch), unrolled, atol=1e-5)
 
 
-def test_padding_changes_nothing_and_has_no_gradient(pair, images):
-    batch, pixels = images
+def test_padding_changes_nothing_and_has_no_gradient(sibling, images):
+    pair, (batch, pixels) = sibling, images
     junk = np.array(batch.patches)
     junk[~np.asarray(batch.valid)] = 1e3
     larger = padded_geometry(GRIDS[0], 64, pair.config.vision)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from medvr_jax.errors import UserError
-from medvr_jax.models import weights
+from medvr_jax.models import weights_out
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.weights import load_backbone, random_backbone, save_backbone
 from tests.models import cases
@@ -32,8 +32,8 @@ def assert_identical(first, second) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_import_of_export_is_bit_identical(pair, tmp_path, dtype, tied):
-    config = BackboneConfig.from_json_dict(pair.config.to_json_dict() | {"tie_word_embeddings": tied})
+def test_import_of_export_is_bit_identical(sibling, tmp_path, dtype, tied):
+    config = BackboneConfig.from_json_dict(sibling.config.to_json_dict() | {"tie_word_embeddings": tied})
     graphdef, params = random_backbone(config, 3, dtype)
     save_backbone(tmp_path / "out", config, params, dtype)
     graphdef_again, again = load_backbone(tmp_path / "out", dtype)
@@ -44,11 +44,13 @@ def test_import_of_export_is_bit_identical(pair, tmp_path, dtype, tied):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_transformers_loads_an_export_and_agrees(tmp_path, tied):
-    """Their folder → ours → an export → theirs: the same tensors and logits."""
-    pair = make_pair(tmp_path / "theirs", tied=tied)
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "qwen2_vl"])
+def test_transformers_loads_an_export_and_agrees(tmp_path, model_type, tied):
+    """Their folder → ours → an export → theirs: the same class, tensors and logits."""
+    pair = make_pair(tmp_path / "theirs", model_type=model_type, tied=tied)
     save_backbone(tmp_path / "ours", pair.config, pair.params)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
+    assert type(again) is type(pair.reference)
     theirs = dict(pair.reference.named_parameters())
     for name, parameter in again.named_parameters():
         torch.testing.assert_close(parameter, theirs.pop(name), rtol=0, atol=0)
@@ -64,7 +66,8 @@ def test_transformers_loads_an_export_and_agrees(tmp_path, tied):
     assert ("lm_head.weight" in names) is not tied
 
 
-def test_both_config_layouts_mean_the_same(pair):
+def test_both_config_layouts_mean_the_same(sibling):
+    pair = sibling
     flat = pair.config.to_json_dict()
     nested = json.loads((pair.folder / "config.json").read_text())
     assert "text_config" in nested and "text_config" not in flat
@@ -87,19 +90,23 @@ def test_newer_names_and_a_written_tied_head_are_read(pair, tmp_path):
 
 
 def test_large_exports_are_sharded(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "SHARD_BYTES", 200_000)
+    limit = 50_000 + max(leaf.nbytes for leaf in jax.tree.leaves(pair.params))
+    monkeypatch.setattr(weights_out, "SHARD_BYTES", limit)
     save_backbone(tmp_path / "out", pair.config, pair.params)
     files = sorted(x.name for x in (tmp_path / "out").glob("*.safetensors"))
     assert len(files) > 2 and files[0].startswith("model-00001-of-")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == set(files)
+    assert all((tmp_path / "out" / name).stat().st_size <= limit for name in files)
+    assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in jax.tree.leaves(pair.params))
     assert_identical(load_backbone(tmp_path / "out")[1], pair.params)
     AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
 
 
 def test_export_replaces_weights_keeps_the_rest_and_never_leaves_half(pair, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(weights, "SHARD_BYTES", 200_000)
+    limit = 50_000 + max(leaf.nbytes for leaf in jax.tree.leaves(pair.params))
+    monkeypatch.setattr(weights_out, "SHARD_BYTES", limit)
     save_backbone(out, pair.config, pair.params)
     (out / "tokenizer.json").write_text("kept")
     before = {x.name: x.read_bytes() for x in out.iterdir()}
@@ -108,7 +115,7 @@ def test_export_replaces_weights_keeps_the_rest_and_never_leaves_half(pair, tmp_
         raise OSError("disk full")
 
     with monkeypatch.context() as broken:
-        broken.setattr(weights, "save_file", fail)
+        broken.setattr(weights_out, "_write_piece", fail)
         with pytest.raises(OSError, match="disk full"):
             save_backbone(out, pair.config, pair.params)
     assert {x.name: x.read_bytes() for x in out.iterdir()} == before
@@ -166,7 +173,10 @@ BROKEN = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: cannot be read"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: not valid JSON"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "found a JSON list"),
-    "other model": (lambda f: edit_config(f, lambda c: c.update(model_type="llava")), "model_type is 'llava'"),
+    "other model": (
+        lambda f: edit_config(f, lambda c: c.update(model_type="llava")),
+        "model_type is 'llava', allowed are qwen2_5_vl, qwen2_vl",
+    ),
     "missing field": (
         lambda f: edit_config(f, lambda c: c["text_config"].pop("vocab_size")),
         "field text_config.vocab_size is missing",

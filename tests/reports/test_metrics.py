@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medvr_jax.errors import UserError
-from medvr_jax.reports.metrics import MetricsWriter, json_line, read_json_lines
+from medvr_jax.reports.metrics import MetricsWriter, json_line, read_json_lines, read_metrics
 
 
 def refuse(name: str):
@@ -52,6 +52,25 @@ def test_damage_in_the_middle_is_the_users_to_know(tmp_path) -> None:
     path.write_text('{"step": 0}\n{"step"\n{"step": 2}\n')
     with pytest.raises(UserError, match=r"metrics\.jsonl, line 2"):
         read_json_lines(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"loss": 1}', "step: found nothing, allowed is a whole number"),
+        ('{"step": "2"}', "step: found '2'"),
+        ('{"step": 2.0}', "step: found 2.0"),
+        ('{"step": true}', "step: found True"),
+        ("[2]", "found list; every line must be one object"),
+    ],
+)
+def test_a_row_without_its_step_is_named(line: str, message: str, tmp_path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 0}}\n\n{line}\n')
+    for reader in (lambda: MetricsWriter(tmp_path, resume_step=1), lambda: read_metrics(path)):
+        with pytest.raises(UserError) as caught:
+            reader()
+        assert f"{path}, line 3: {message}" in str(caught.value)
 
 
 def test_arrays_texts_and_the_unknown() -> None:

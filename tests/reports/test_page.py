@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from medvr_jax.errors import UserError
-from medvr_jax.reports import charts, groups
+from medvr_jax.reports import charts, groups, summary
 from medvr_jax.reports.metrics import json_line, read_json_lines
-from medvr_jax.reports.page import write_report
+from medvr_jax.reports.page import tiles, write_report
 from medvr_jax.reports.rollouts import rollout_steps, write_rollouts
 from medvr_jax.reports.text import escape, number, percent, signed
 from tests.reports.made_run import NASTY, make_run
@@ -128,15 +128,31 @@ def test_summary_and_table_markup(run: Path, page: str) -> None:
 def test_a_run_that_has_hardly_begun(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json_line({"step": 0, "reward/total": 0.5, "odd": "text"}))
     read(write_report(tmp_path).read_text())
-    (tmp_path / "metrics.jsonl").write_text("")
-    assert "No step has been done yet" in write_report(tmp_path).read_text()
     (tmp_path / "metrics.jsonl").write_text(json_line({"step": 3, "reward/total": None, "train/kl": 0}))
     read(write_report(tmp_path).read_text())
 
 
 def test_nothing_to_report(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"metrics\.jsonl"):
+    with pytest.raises(UserError, match=r"has no metrics\.jsonl"):
         write_report(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"metrics\.jsonl holds no row"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report").exists()
+
+
+def test_compilations_of_a_resumed_run_add_up() -> None:
+    """Each process counts from 0, and the second may well have compiled more by its first step than the first did."""
+    rows = [{"step": step, "compilations": count} for step, count in enumerate([50, 50, 53, 53])]
+    assert "- Compilations: 50, the last by step 0.\n" in summary.render("run", rows[:2])
+    rows[2] |= {"resumed": True}
+    text = "- Compilations: 103, the last by step 2; resumed, and so compiled anew, with step 2.\n"
+    assert text in summary.render("run", rows)
+    rows.append({"step": 4, "compilations": 54})
+    assert "- Compilations: 104, the last by step 4; resumed" in summary.render("run", rows)
+    assert "<small>the last by step 4; resumed, and so compiled anew, with step 2</small>" in tiles(rows)
+    older = [{"step": step, "compilations": count} for step, count in enumerate([50, 50, 48, 48])]
+    assert "- Compilations: 98, the last by step 2.\n" in summary.render("run", older)
 
 
 def test_missing_images_and_strange_paths(run: Path, tmp_path: Path) -> None:

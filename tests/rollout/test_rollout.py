@@ -30,7 +30,7 @@ def roll(devices: int = 1, prompts: slice = slice(0, 4), step: int = 0, **overri
     count = prompts.stop - prompts.start
     config = small_config(**(CONFIG | {"data__prompts_per_step": count, "data__evaluation_batch": count} | overrides))
     parts = assembly.assemble(config, jax.devices()[:devices])
-    shardings = sharding.parameter_shardings(parts.params, parts.mesh, sharding.SAMPLING)
+    shardings = sharding.parameter_shardings(parts.params, parts.sampling_layout)
     params = jax.device_put(parts.params, shardings)
     encoded = encode_prompts(parts.source.train(prompts.start, count), parts.encoder)
     engine = parts.engine(assembly.training_rollout(config, parts.backbone))
@@ -87,7 +87,7 @@ def test_sampler_equals_scorer(rolled: tuple[Any, Rollout]) -> None:
     trainer = Trainer(parts)
     rewards = reward_rollout(rollout, 1, assembly.reward_settings(parts.config))
     batch = trainer.train_batch(rollout, rewards)
-    scored = make_scorer(parts.graphdef, assembly.update_settings(parts.config, parts.mesh))(
+    scored = make_scorer(parts.graphdef, assembly.update_settings(parts.config, parts.mesh), parts.training_layout)(
         trainer.state.params, batch, trainer._banned
     )
     mask = rollout.host.sampled

@@ -95,6 +95,16 @@ def test_a_checkpoint_of_another_model_is_refused(template: Any, message: str, t
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("damaged", ["arrays/**/d/*", "metadata/metadata"])
+def test_a_damaged_checkpoint_is_named(damaged: str, tmp_path: Path) -> None:
+    Checkpoints(tmp_path, keep=1).save(1, {"x": jnp.arange(8000.0)}, {})
+    folder = tmp_path / "checkpoints" / "1"
+    largest = max(folder.glob(damaged), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    with pytest.raises(UserError, match=f"--workdir: checkpoint {folder} cannot be read"):
+        Checkpoints(tmp_path, keep=1).restore(1, {"x": jnp.zeros(8000)})
+
+
 def test_a_killed_save_leaves_the_one_before(tmp_path: Path) -> None:
     """SIGKILL while step 2 is being written: step 1 is the latest, whole, and step 2 can be saved again."""
     program = """

@@ -15,9 +15,11 @@ from flax import nnx
 from medvr_jax.inputs.images import PreparedImage, pack_images
 from medvr_jax.models.backbone import PromptInputs
 from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.rope import multimodal_positions
 from medvr_jax.models.weights import load_backbone
-from medvr_jax.training.state import split_frozen
+from medvr_jax.training.sharding import TRAINING, MeshShape, make_layout, make_mesh
+from medvr_jax.training.state import Frozen, split_frozen
 from medvr_jax.training.update import TrainBatch, UpdateSettings, loss_and_gradient, make_scorer
 from tests import torch_reference as reference
 
@@ -32,6 +34,7 @@ SETTINGS = UpdateSettings(
 @dataclasses.dataclass
 class Case:
     config: BackboneConfig
+    layout: Layout
     graphdef: nnx.GraphDef
     params: nnx.State
     reference: nnx.State
@@ -63,7 +66,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     banned = np.zeros(config.text.vocab_size, bool)
     banned[[reference.IMAGE, reference.VIDEO, reference.VISION_START, reference.VISION_END]] = True
     banned[505:] = True
-    return Case(config, graphdef, params, reference_params, *models, batch, banned, prompts, patches)
+    layout = make_layout(TRAINING, make_mesh(MeshShape(), jax.devices()[:1]), config)
+    return Case(config, layout, graphdef, params, reference_params, *models, batch, banned, prompts, patches)
 
 
 def make_batch(
@@ -118,7 +122,7 @@ def make_batch(
 
 def ours(case: Case, batch: TrainBatch | None = None, **changes: object) -> tuple[dict, nnx.State]:
     settings = dataclasses.replace(SETTINGS, **changes)
-    trainable, frozen = split_frozen(case.params, False)
+    trainable, frozen = split_frozen(case.params, Frozen())
     run = jax.jit(loss_and_gradient, static_argnums=(0, 6))
     return run(case.graphdef, trainable, frozen, case.reference, batch or case.batch, case.banned, settings)
 
@@ -200,7 +204,7 @@ def test_micro_batches_change_nothing(case: Case, groups: int) -> None:
     assert largest_difference(other, gradient) < 1e-5
 
 
-@pytest.mark.parametrize("changes", [{"logit_chunk": 36}, {"remat": "block"}])
+@pytest.mark.parametrize("changes", [{"logit_chunk": 36}, {"remat": "dots"}, {"remat": "block"}])
 def test_memory_options_change_nothing(case: Case, changes: dict) -> None:
     whole, gradient = ours(case)
     parts, other = ours(case, **changes)
@@ -210,7 +214,7 @@ def test_memory_options_change_nothing(case: Case, changes: dict) -> None:
 
 def test_old_log_probabilities_bring_the_clip_to_life(case: Case) -> None:
     """With the policy's own log-probabilities nothing is clipped; moved ones clip, and only then."""
-    own = make_scorer(case.graphdef, SETTINGS)(case.params, case.batch, case.banned)
+    own = make_scorer(case.graphdef, SETTINGS, case.layout)(case.params, case.batch, case.banned)
     metrics, gradient = ours(case, case.batch.replace(old_log_probabilities=own))
     plain, plain_gradient = ours(case)
     assert float(metrics["clipped"]) == 0 and largest_difference(gradient, plain_gradient) < 1e-5
@@ -220,7 +224,7 @@ def test_old_log_probabilities_bring_the_clip_to_life(case: Case) -> None:
 
 
 def test_scorer_in_micro_batches(case: Case) -> None:
-    whole = make_scorer(case.graphdef, SETTINGS)(case.params, case.batch, case.banned)
+    whole = make_scorer(case.graphdef, SETTINGS, case.layout)(case.params, case.batch, case.banned)
     settings = dataclasses.replace(SETTINGS, micro_batch_groups=2)
-    parts = make_scorer(case.graphdef, settings)(case.params, case.batch, case.banned)
+    parts = make_scorer(case.graphdef, settings, case.layout)(case.params, case.batch, case.banned)
     np.testing.assert_allclose(parts, whole, atol=1e-5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ RUN = {"steps": 4, "checkpoint_every": 2, "evaluate_every": 2, "report.rollouts_
 KEYS = """step eval/accuracy eval/hit_rate eval/mean_iou reward/total reward/accuracy reward/format reward/tool
 rollout/tool_rate rollout/valid_call_rate rollout/forks_asked rollout/forks_granted train/loss train/kl train/entropy
 train/grad_norm train/sampler_drift train/zero_spread_groups compilations""".split()
+OF_THE_PROCESS = ("compilations", "resumed")
 
 
 def command(workdir: Path) -> list[str]:
@@ -69,7 +71,7 @@ def test_killed_and_resumed_equals_uninterrupted(runs: tuple[Path, Path]) -> Non
 
     def stable(workdir: Path) -> list[dict[str, Any]]:
         return [
-            {name: value for name, value in row.items() if not name.startswith("time/") and name != "compilations"}
+            {name: value for name, value in row.items() if not name.startswith("time/") and name not in OF_THE_PROCESS}
             for row in rows(workdir)
         ]
 
@@ -109,6 +111,30 @@ def test_nothing_is_compiled_after_the_first_step(runs: tuple[Path, Path]) -> No
     """Through checkpoints, evaluations and the end of the run."""
     counts = [row["compilations"] for row in rows(runs[0])]
     assert counts[0] > 0 and len(set(counts)) == 1
+
+
+def test_a_resumed_run_says_so(runs: tuple[Path, Path]) -> None:
+    whole, killed = runs
+    assert [row["step"] for row in rows(killed) if row.get("resumed")] == [2]
+    assert not any("resumed" in row for row in rows(whole))
+    summary = (killed / "report/summary.md").read_text()
+    assert "the last by step 2; resumed, and so compiled anew, with step 2." in summary
+
+
+def test_a_finished_run_is_left_as_it_is(runs: tuple[Path, Path]) -> None:
+    """Started again it evaluates nothing; an export that is missing is made."""
+    whole, _ = runs
+    names = ("metrics.jsonl", "config.json", "export/model.safetensors")
+    before = [(whole / name).read_bytes() for name in names]
+    written = (whole / "metrics.jsonl").stat().st_mtime_ns
+    shutil.rmtree(whole / "export")
+    done = subprocess.run(command(whole), cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    first, second, third = done.stdout.splitlines()
+    assert first == f"{whole} is finished: all 4 updates are done and evaluated"
+    assert second.startswith("exported step 4") and third.startswith("report in")
+    assert [(whole / name).read_bytes() for name in names] == before
+    assert (whole / "metrics.jsonl").stat().st_mtime_ns == written
 
 
 def test_the_other_modes_work_on_the_run(runs: tuple[Path, Path]) -> None:

@@ -1,0 +1,57 @@
+"""The figures of a step, from made-up trajectories."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medvr_jax import assembly
+from medvr_jax.datasets.example import Example
+from medvr_jax.inputs.boxes import ZoomBox
+from medvr_jax.inputs.chat import Prompt
+from medvr_jax.rollout.trajectories import Rollout, TokenArrays, Trajectory, Turn
+from medvr_jax.training.records import rollout_metrics
+from medvr_jax.training.rewarding import reward_rollout
+from tests.tiny_run import small_config
+
+
+def answered(letter: str, zoom: ZoomBox | None) -> Trajectory:
+    """A trajectory that zoomed, or did not, and then answered."""
+    call = Turn("<think>Look.</think><tool_call>{}</tool_call>", called=True, zoom=zoom, observation="crop")
+    answer = Turn(f"<think>So.</think><answer>{letter}</answer>")
+    return Trajectory((call, answer) if zoom else (answer,), "answer", "base", None, None)
+
+
+def made_rollout() -> Rollout:
+    """One group of four: right and wrong, each with a zoom and without."""
+    zoom = ZoomBox((0, 0, 100, 100), (0.0, 0.0, 0.5, 0.5))
+    group = [answered(letter, where) for letter in "AB" for where in (zoom, None)]
+    example = Example("e", (), "Which?", ("a", "b"), "A", "choice")
+    nothing = np.zeros((1, 4, 0), np.float32)
+    return Rollout(
+        prompts=[Prompt(example, nothing, nothing, 0, nothing, ())],
+        trajectories=[group],
+        host=TokenArrays(nothing, nothing, nothing, nothing, np.zeros((1, 4), np.int32)),
+        decisions=[[]],
+        prompt_inputs=None,
+        prompt_batch=None,
+        tokens=jnp.asarray(nothing),
+        positions=jnp.asarray(nothing),
+        feature_index=jnp.asarray(nothing),
+        crop_features=(),
+        crops=(),
+        seconds={},
+        decode_steps=0,
+    )
+
+
+@pytest.mark.parametrize(("tool", "expected"), [("none", 0), ("conditional", 0.25), ("unconditional", 0.5)])
+def test_the_tool_reward_is_what_entered_the_total(tool: str, expected: float) -> None:
+    settings = assembly.reward_settings(small_config(rewards__tool=tool))
+    rollout = made_rollout()
+    figures = rollout_metrics(rollout, reward_rollout(rollout, 1, settings))
+    assert figures["reward/tool"] == expected
+    assert figures["reward/total"] == pytest.approx(
+        figures["reward/accuracy"] + figures["reward/format"] + figures["reward/tool"]
+    )
