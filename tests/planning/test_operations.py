@@ -56,9 +56,7 @@ def test_a_group(model, gradient):
     prompt = PromptInputs(
         array(B, P), array(B, P, 3), array(B, P, dtype=bool), array(B, P), array(B, 0, 512, dtype=jnp.float32)
     )
-    response = ResponseInputs(
-        array(B, 1, T), array(B, 1, T, 3), array(B, 1, T), array(B, 1, 0, 512, dtype=jnp.float32)
-    )
+    response = ResponseInputs(array(B, 1, T), array(B, 1, T, 3), array(B, 1, T), array(B, 1, 0, 512, dtype=jnp.float32))
 
     def total(params, prompt, response):
         backbone = nnx.merge(graphdef, params)
