@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
     # What each layer of decoder and tower keeps for the backward pass: all; its input and its products with weights; or
     # its input alone.
     model.remat = "none"  # none | dots | block
+    model.images_at_once = 0  # images of each group that the tower sees at a time; 0 = all; changes memory, not results
     model.attention = "auto"  # auto (by the devices) | xla (anywhere) | splash (TPU) | fused (NVIDIA GPU)
 
     mesh = config.mesh = section()

@@ -21,7 +21,7 @@ from medvr_jax.configuration import check_batches, model_folder
 from medvr_jax.datasets.source import ExampleSource, make_source
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.chat import Encoder, encode_observation, load_encoder
-from medvr_jax.models.backbone import with_attention
+from medvr_jax.models.backbone import with_settings
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.weights import load_backbone
@@ -108,7 +108,8 @@ def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
         sharding.parameter_shardings, layout=sharding.make_layout(sharding.TRAINING, mesh, backbone)
     )
     graphdef, params = load_backbone(folder, config.model.parameter_dtype, config.model.compute_dtype, place)
-    graphdef = with_attention(graphdef, params, sharding.attention_backend(config.model.attention, mesh))
+    attention = sharding.attention_backend(config.model.attention, mesh)
+    graphdef = with_settings(graphdef, params, attention=attention, images_at_once=config.model.images_at_once)
     return Parts(config, mesh, graphdef, params, backbone, encoder, tools, source)
 
 

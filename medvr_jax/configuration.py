@@ -37,9 +37,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer": ("grpo", "supervised"),
     "model.compute_dtype": ("float32", "bfloat16"),
     "model.parameter_dtype": ("float32", "bfloat16"),
+    "model.attention": ("auto", "xla", "splash", "fused"),
     "model.export_dtype": ("source", "float32", "bfloat16"),
     "model.remat": ("none", "dots", "block"),
-    "model.attention": ("auto", "xla", "splash", "fused"),
     "optimizer.moment_dtype": ("float32", "bfloat16"),
     "data.name": ("synthetic", "jsonl"),
     "evr.entropy_unit": ("nats", "log_vocabulary"),
@@ -52,6 +52,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "mesh.data": (-1, math.inf),
+    "model.images_at_once": (0, math.inf),
     "rollout.trajectories": (2, math.inf),
     "rollout.response_length": (2, math.inf),  # the first token is the prompt's last
     "data.synthetic.seed": (0, math.inf),

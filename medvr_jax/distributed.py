@@ -68,7 +68,7 @@ def is_main() -> bool:
 def ending_together() -> Iterator[None]:
     """Around a whole run: the processes leave when all are done, and one that fails alone does so at once.
 
-    It does not wait for the others as jax would: they see the connection break, or jax's heartbeat stop (100 s).
+    It does not wait for the others as jax would: they see a connection break, or jax's heartbeat stop (100 s).
     """
     try:
         yield

@@ -49,7 +49,7 @@ def group_attention(
         if prompt_queries is not None:
             arrays, head_axis, out_head_axis = (prompt_queries, *arrays), (2, *head_axis), (2, 3)
             kernel = functools.partial(_splash().group, interpret=backend.interpreted)
-        results = over_devices(kernel, backend, arrays, head_axis, out_head_axis, heads=queries.shape[3])
+        results = over_devices(kernel, arrays, head_axis, out_head_axis, heads=queries.shape[3])
         return (None, *results) if prompt_queries is None else results
     slots = jnp.broadcast_to(jnp.arange(queries.shape[2], dtype=jnp.int32), queries.shape[:3])
     prompt = None
@@ -70,7 +70,7 @@ def prompt_attention(
     kernel = _kernel("prompt", queries, backend)
     if kernel is not None:
         arrays, heads = (queries, keys, values, valid), queries.shape[2]
-        return over_devices(kernel, backend, arrays, (2, 1, 1, None), (2,), heads=heads)[0]
+        return over_devices(kernel, arrays, (2, 1, 1, None), (2,), heads=heads)[0]
     B, P, N, H = queries.shape
     K = keys.shape[1]
     grouped = queries.reshape(B, P, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)  # [B, K, G*P, H]
@@ -119,7 +119,7 @@ def full_attention(
     kernel = _kernel("full", queries, backend)
     if kernel is not None:
         arrays, heads = (queries, keys, values, valid), queries.shape[2]
-        return over_devices(kernel, backend, arrays, (2, 2, 2, None), (2,), heads=heads)[0]
+        return over_devices(kernel, arrays, (2, 2, 2, None), (2,), heads=heads)[0]
     return masked_attention(queries, keys, values, valid[:, None, :])
 
 

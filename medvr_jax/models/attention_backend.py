@@ -1,4 +1,4 @@
-"""Which kernels attention runs on, and how a kernel is spread over devices."""
+"""Which kernels attention runs on, and how a kernel is spread over the devices of the layout."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
+
+from medvr_jax.models.partitioning import current_layout
 
 KINDS = ("xla", "splash", "fused")
 
@@ -19,25 +21,15 @@ class AttentionBackend:
 
     Attributes:
         kind: "xla" (everywhere, the reference), "splash" (TPU) or "fused" (NVIDIA GPU).
-        mesh: the devices that kernels are spread over; None = one device.
-        batch_axes: names of the mesh axes that split groups and images.
-        head_axes: names of the mesh axes that split heads.
         interpreted: run the kernels' code without their hardware: splash in Pallas' interpreter, fused as XLA.
     """
 
     kind: str = "xla"
-    mesh: Mesh | AbstractMesh | None = None
-    batch_axes: tuple[str, ...] = ()
-    head_axes: tuple[str, ...] = ()
     interpreted: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"attention back end {self.kind!r}, allowed are {', '.join(KINDS)}")
-
-    def shards(self, axes: tuple[str, ...]) -> int:
-        """Devices along these axes."""
-        return math.prod(self.mesh.shape[axis] for axis in axes) if self.mesh is not None else 1
 
 
 XLA = AttentionBackend()
@@ -45,39 +37,40 @@ XLA = AttentionBackend()
 
 def over_devices(
     kernel: Callable[..., tuple[jax.Array, ...]],
-    backend: AttentionBackend,
     arrays: tuple[jax.Array, ...],
     head_axis: tuple[int | None, ...],
     out_head_axis: tuple[int, ...],
     *,
     heads: int,
 ) -> tuple[jax.Array, ...]:
-    """kernel(*arrays) with axis 0 (batch) and the head axes of every array split over the mesh.
+    """kernel(*arrays) with axis 0 (groups) and the head axes of every array split as the layout says.
 
-    XLA cannot partition a kernel, so each device is handed its part. An axis that does not divide stays whole, and is
-    then computed on every device. Key and value heads that do not divide are repeated until they do.
+    XLA cannot partition a kernel, so each device is handed its part. Without a layout there is one device. An axis that
+    does not divide stays whole, and is then computed on every device. Key and value heads that do not divide are
+    repeated until they do.
 
     Args:
         head_axis: per array, the axis of its query or key/value heads; None = no heads.
         out_head_axis: the same per result.
         heads: N, the query heads.
     """
-    batch_shards, head_shards = backend.shards(backend.batch_axes), backend.shards(backend.head_axes)
-    if batch_shards == head_shards == 1:
+    layout = current_layout()
+    if layout is None or layout.shards("groups") == layout.shards("heads") == 1:
         return kernel(*arrays)
-    batch = backend.batch_axes if arrays[0].shape[0] % batch_shards == 0 else None
+    head_shards = layout.shards("heads")
+    batch = layout.rules["groups"] if arrays[0].shape[0] % layout.shards("groups") == 0 else None
     split_heads = heads % head_shards == 0
 
     def spec(axis: int | None) -> PartitionSpec:
         if axis is None or not split_heads:
             return PartitionSpec(batch)
-        return PartitionSpec(batch, *[None] * (axis - 1), backend.head_axes)
+        return PartitionSpec(batch, *[None] * (axis - 1), layout.rules["heads"])
 
     if split_heads:
         arrays = tuple(_repeat_heads(x, axis, head_shards) for x, axis in zip(arrays, head_axis, strict=True))
     return jax.shard_map(
         kernel,
-        mesh=backend.mesh,
+        mesh=layout.mesh,
         in_specs=tuple(spec(axis) for axis in head_axis),
         out_specs=tuple(spec(axis) for axis in out_head_axis),
         check_vma=False,  # kernels do not say over which axes their results vary

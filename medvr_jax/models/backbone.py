@@ -88,7 +88,8 @@ class Backbone(nnx.Module):
     ) -> None:
         """`dtype` is the parameters', `compute_dtype` the activations'; norms, softmax and rope are float32."""
         text = config.text
-        self.config, self.compute_dtype, self.attention = config, jnp.dtype(compute_dtype), XLA
+        self.config, self.compute_dtype = config, jnp.dtype(compute_dtype)
+        self.attention, self.images_at_once = XLA, 0  # see with_settings
         make = Initialiser(key, text.initializer_range, jnp.dtype(dtype))
         self.embedding = make.normal((text.vocab_size, text.hidden_size), ("vocabulary", "embed"))
         self.layers = DecoderLayers(text, make)
@@ -191,7 +192,8 @@ class Backbone(nnx.Module):
         rotaries = (self._rotary(prompt.positions), self._rotary(response.positions))
 
         def layer_function(carry, layer: Weights, last: bool = False):
-            return group_layer(*carry, layer, rotaries, prompt.valid, text, self.attention, last=last)
+            x, y = group_layer(*carry, layer, rotaries, prompt.valid, text, self.attention, last=last)
+            return constrain(x, "groups", "kept_tokens", None), constrain(y, "groups", "kept_trajectories", None, None)
 
         if remat == "none" and text.num_layers < SCAN_FROM:
             for layer in range(text.num_layers):
@@ -229,10 +231,15 @@ class Backbone(nnx.Module):
         return rms_norm(x, self.final_norm[...], self.config.text.rms_norm_eps)
 
 
-def with_attention(graphdef: nnx.GraphDef, params: nnx.State, backend: AttentionBackend) -> nnx.GraphDef:
-    """The same backbone with another attention back end; its parameters are as before."""
+def with_settings(
+    graphdef: nnx.GraphDef, params: nnx.State, *, attention: AttentionBackend = XLA, images_at_once: int = 0
+) -> nnx.GraphDef:
+    """The same backbone computed otherwise; its parameters are as before.
+
+    attention: the back end of every attention; images_at_once: of each group in the tower, 0 = all.
+    """
     backbone = nnx.merge(graphdef, params)
-    backbone.attention = backend
+    backbone.attention, backbone.images_at_once = attention, images_at_once
     return nnx.graphdef(backbone)
 
 

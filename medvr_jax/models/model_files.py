@@ -49,12 +49,13 @@ def stored_dtypes(folder: Path) -> dict[str, np.dtype]:
 def _indexed(index: Path) -> list[StoredTensor]:
     fields = _read_index(index)
     places: dict[str, str] = fields["weight_map"]
+    for key, name in places.items():
+        if not (index.parent / name).is_file():
+            raise UserError(f"{index}: names the file {name} for tensor {key}, but there is no such file")
     tensors: list[StoredTensor] = []
     for name in sorted(set(places.values())):
         file = index.parent / name
         named = [key for key, place in places.items() if place == name]
-        if not file.is_file():
-            raise UserError(f"{index}: names the file {name} for tensor {named[0]}, but there is no such file")
         inside = {tensor.key: tensor for tensor in read_header(file)}
         for key in named:
             if key not in inside:

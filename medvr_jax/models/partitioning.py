@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -26,6 +27,11 @@ class Layout:
     def spec(self, *axes: str | None) -> PartitionSpec:
         """The partition of an array whose dimensions have these logical names."""
         return PartitionSpec(*(self.rules.get(axis) if axis else None for axis in axes))
+
+    def shards(self, axis: str | None) -> int:
+        """How many parts a dimension of this logical name is split into."""
+        found = self.rules.get(axis) if axis else None
+        return math.prod(self.mesh.shape[name] for name in ((found,) if isinstance(found, str) else found or ()))
 
     def sharding(self, *axes: str | None) -> NamedSharding:
         """As `spec`, with the mesh."""
@@ -63,10 +69,14 @@ def bind(layout: Layout, function: Callable[..., Any]) -> Callable[..., Any]:
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Tells the compiler how x is split; axes are its dimensions' logical names. Without a layout nothing happens.
 
-    Left to itself the compiler may gather activations to spare itself the gathering of weights.
+    Left to itself the compiler may gather activations to spare itself the gathering of weights. A dimension that its
+    mesh axes do not divide stays whole.
     """
     layout = current_layout()
-    return x if layout is None else jax.lax.with_sharding_constraint(x, layout.sharding(*axes))
+    if layout is None:
+        return x
+    names = (name if size % layout.shards(name) == 0 else None for size, name in zip(x.shape, axes, strict=True))
+    return jax.lax.with_sharding_constraint(x, layout.sharding(*names))
 
 
 def constrain_groups(x: jax.Array) -> jax.Array:

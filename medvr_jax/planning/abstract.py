@@ -14,7 +14,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from medvr_jax import assembly
 from medvr_jax.inputs.batches import PromptBatch
 from medvr_jax.models import vision_geometry
-from medvr_jax.models.backbone import Backbone, with_attention
+from medvr_jax.models.attention_backend import XLA
+from medvr_jax.models.backbone import Backbone, with_settings
 from medvr_jax.models.config import BackboneConfig, VisionConfig
 from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.vision import ImageBatch
@@ -68,8 +69,8 @@ def abstract_run(config: Any, backbone: BackboneConfig, mesh: Mesh | AbstractMes
         return Backbone(backbone, key=key, dtype=model.parameter_dtype, compute_dtype=model.compute_dtype)
 
     graphdef, params = nnx.split(nnx.eval_shape(make))
-    if isinstance(mesh, Mesh):
-        graphdef = with_attention(graphdef, params, sharding.attention_backend(config.model.attention, mesh))
+    attention = sharding.attention_backend(config.model.attention, mesh) if isinstance(mesh, Mesh) else XLA
+    graphdef = with_settings(graphdef, params, attention=attention, images_at_once=config.model.images_at_once)
     layout = sharding.make_layout(sharding.TRAINING, mesh, backbone)
     params = laid_out(params, sharding.parameter_shardings(params, layout))
     return AbstractRun(config, backbone, mesh, graphdef, params)

@@ -16,14 +16,13 @@ from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medvr_jax.errors import UserError
-from medvr_jax.models.attention_backend import XLA, AttentionBackend
+from medvr_jax.models.attention_backend import AttentionBackend
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.partitioning import Layout, MeshAxes
 
 MESH_AXES = ("data", "fsdp", "tensor")
 # Groups are split over both axes that hold whole prompts.
 BATCH_AXES = ("data", "fsdp")
-_ATTENTION_PLATFORMS = {"splash": "tpu", "fused": "gpu"}
 
 SAMPLING: Mapping[str, MeshAxes] = {
     "groups": BATCH_AXES,
@@ -34,7 +33,14 @@ SAMPLING: Mapping[str, MeshAxes] = {
     "vision_heads": "tensor",
     "vision_mlp": "tensor",
 }
-TRAINING: Mapping[str, MeshAxes] = SAMPLING | {"embed": "fsdp", "vision_embed": "fsdp"}
+# What is kept between layers for the backward pass is split over `tensor` too, by trajectories and prompt tokens.
+TRAINING: Mapping[str, MeshAxes] = SAMPLING | {
+    "embed": "fsdp",
+    "vision_embed": "fsdp",
+    "kept_trajectories": "tensor",
+    "kept_tokens": "tensor",
+}
+_ATTENTION_PLATFORMS = {"splash": "tpu", "fused": "gpu"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,20 +88,6 @@ def by_group(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
-def attention_backend(choice: str, mesh: Mesh) -> AttentionBackend:
-    """The back end that `model.attention` asks for, its kernels spread over the mesh as groups and heads are.
-
-    Raises:
-        UserError: where the mesh's devices do not run it.
-    """
-    platform = mesh.devices.flat[0].platform
-    allowed = ["auto", "xla", *(kind for kind, needed in _ATTENTION_PLATFORMS.items() if needed == platform)]
-    if choice not in allowed:
-        raise UserError(f"model.attention: found {choice!r}, allowed on {platform} devices are {', '.join(allowed)}")
-    kind = allowed[-1] if choice == "auto" else choice
-    return XLA if kind == "xla" else AttentionBackend(kind, mesh, BATCH_AXES, (TRAINING["heads"],))
-
-
 def make_layout(rules: Mapping[str, MeshAxes], mesh: Mesh | AbstractMesh, backbone: BackboneConfig) -> Layout:
     """One of the tables above for a mesh and a backbone.
 
@@ -114,6 +106,20 @@ def make_layout(rules: Mapping[str, MeshAxes], mesh: Mesh | AbstractMesh, backbo
     if backbone.text.num_kv_heads % tensor:
         rules = {**rules, "kv_heads": None}
     return Layout(mesh, rules)
+
+
+def attention_backend(choice: str, mesh: Mesh) -> AttentionBackend:
+    """The back end that `model.attention` asks for.
+
+    Raises:
+        UserError: where the mesh's devices do not run it.
+    """
+    platform = mesh.devices.flat[0].platform
+    allowed = ["auto", "xla", *(kind for kind, needed in _ATTENTION_PLATFORMS.items() if needed == platform)]
+    if choice not in allowed:
+        raise UserError(f"model.attention: found {choice!r}, allowed on {platform} devices are {', '.join(allowed)}")
+    kind = allowed[-1] if choice == "auto" else choice
+    return AttentionBackend(kind)
 
 
 def parameter_shardings(params: nnx.State, layout: Layout) -> nnx.State:
@@ -140,3 +146,14 @@ def parameter_shardings(params: nnx.State, layout: Layout) -> nnx.State:
         return variable.replace(NamedSharding(layout.mesh, axes))
 
     return nnx.map_state(spec, params)
+
+
+def describe_shardings(params: nnx.State, layout: Layout) -> str:
+    """One line for each parameter: its path, its shape, and the mesh axes that its dimensions lie on."""
+    places = dict(nnx.to_flat_state(parameter_shardings(params, layout)))
+    lines = []
+    for path, variable in nnx.to_flat_state(params):
+        shape = " x ".join(map(str, variable.get_value().shape))
+        axes = ", ".join(axis or "-" for axis in places[path].get_value().spec)
+        lines.append(f"{'.'.join(map(str, path))}: {shape}: {axes}\n")
+    return "".join(sorted(lines))

@@ -29,6 +29,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 from medvr_jax.models.config import BackboneConfig  # noqa: E402
 from medvr_jax.models.model_files import INDEX, stored_dtypes, stored_tensors  # noqa: E402
+from medvr_jax.models.partitioning import Layout  # noqa: E402
 from medvr_jax.models.safetensors_file import DTYPES, StoredTensor, header_bytes  # noqa: E402
 from medvr_jax.models.weights import load_backbone, save_backbone  # noqa: E402
 from medvr_jax.training import sharding  # noqa: E402
@@ -200,7 +201,7 @@ def run(folder: Path, layers: int, dtype: str) -> None:
     print(f"made {total:,} bytes in {time.perf_counter() - began:.0f} s", flush=True)
     assert layers != 28 or total == HUB_BYTES
     mesh = sharding.make_mesh(sharding.MeshShape(data=1, fsdp=DEVICES))
-    layout = functools.partial(sharding.parameter_shardings, mesh=mesh, rules=sharding.TRAINING)
+    layout = functools.partial(sharding.parameter_shardings, layout=Layout(mesh, sharding.TRAINING))
     jax.block_until_ready(jax.device_put(np.zeros(8), sharding.by_group(mesh)))
     before = resident("VmRSS")
     (_, params), load_seconds, load_peak = measured(lambda: load_backbone(source, dtype, shardings=layout))

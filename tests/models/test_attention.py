@@ -9,16 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 
 from medvr_jax.models import attention, attention_fused, attention_splash
 from medvr_jax.models.attention_backend import XLA, AttentionBackend
-from medvr_jax.models.backbone import with_attention
+from medvr_jax.models.backbone import with_settings
+from medvr_jax.models.partitioning import Layout, bind
 from tests.models import cases
 from tests.models.test_backbone import three_turn_group
 
 SPLASH = AttentionBackend("splash", interpreted=True)
 FUSED = AttentionBackend("fused", interpreted=True)
+ONE = Layout(None, {})  # a layout that splits nothing
 
 
 def random_group(B: int, M: int, P: int, T: int, N: int, K: int, H: int, seed: int = 0) -> tuple[jax.Array, ...]:
@@ -58,7 +60,9 @@ def assert_group(arrays: tuple[jax.Array, ...], prompt: jax.Array | None, respon
         np.testing.assert_allclose(responses[b, m], plain(queries[b, m], k, v), atol=atol)
 
 
-def gradient(arrays: tuple[jax.Array, ...], backend: AttentionBackend, last: bool = False) -> tuple[jax.Array, ...]:
+def gradient(
+    arrays: tuple[jax.Array, ...], backend: AttentionBackend, last: bool = False, layout: Layout = ONE
+) -> tuple[jax.Array, ...]:
     """Of a random sum of what is no padding, with respect to everything but `valid`."""
     rng = np.random.default_rng(1)
     real = arrays[3][:, :, None, None]
@@ -70,7 +74,7 @@ def gradient(arrays: tuple[jax.Array, ...], backend: AttentionBackend, last: boo
         total = jnp.sum(responses.astype(jnp.float32) * directions[1])
         return total if last else total + jnp.sum(jnp.where(real, prompt * directions[0], 0.0))
 
-    return jax.jit(jax.grad(total, argnums=tuple(range(6))))(*arrays[:3], *arrays[4:])
+    return jax.jit(bind(layout, jax.grad(total, argnums=tuple(range(6)))))(*arrays[:3], *arrays[4:])
 
 
 def assert_close(found: tuple[jax.Array, ...], expected: tuple[jax.Array, ...], tolerance: float) -> None:
@@ -140,25 +144,29 @@ def test_kernel_skips_what_the_mask_hides():
     assert largest <= max(length, (length // block) ** 2)
 
 
+def two_by_four() -> Layout:
+    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    return Layout(mesh, {"groups": ("a",), "heads": "b"})
+
+
 @pytest.mark.parametrize("kind, K", [("splash", 2), ("splash", 4), ("fused", 2)])
 def test_spread_over_devices(kind, K):
     """Two by four devices: groups and heads are split, two key heads for four devices are repeated."""
-    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    layout, backend = two_by_four(), AttentionBackend(kind, interpreted=True)
     arrays = random_group(2, 3, 40, 30, 8, K, 16)
-    spread = AttentionBackend(kind, mesh, ("a",), ("b",), interpreted=True)
-    placed = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec("a")))
-    run = jax.jit(functools.partial(attention.group_attention, backend=spread))
+    placed = jax.device_put(arrays, layout.sharding("groups"))
+    run = jax.jit(bind(layout, functools.partial(attention.group_attention, backend=backend)))
     assert_group(arrays, *run(*placed), atol=1e-5)
-    assert_close(gradient(placed, spread), gradient(arrays, XLA), 1e-5)
+    assert_close(gradient(placed, backend, layout=layout), gradient(arrays, XLA), 1e-5)
 
 
 def test_what_does_not_divide_stays_whole():
-    mesh = jax.make_mesh((2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    layout = two_by_four()
     arrays = random_group(1, 2, 20, 9, 3, 1, 16)
-    spread = AttentionBackend("splash", mesh, ("a",), ("b",), interpreted=True)
-    placed = jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
-    assert_group(arrays, *jax.jit(functools.partial(attention.group_attention, backend=spread))(*placed), atol=1e-5)
-    assert_close(gradient(placed, spread), gradient(arrays, XLA), 1e-5)
+    placed = jax.device_put(arrays, layout.sharding())
+    run = jax.jit(bind(layout, functools.partial(attention.group_attention, backend=SPLASH)))
+    assert_group(arrays, *run(*placed), atol=1e-5)
+    assert_close(gradient(placed, SPLASH, layout=layout), gradient(arrays, XLA), 1e-5)
 
 
 @pytest.mark.parametrize("backend", [XLA, SPLASH, FUSED], ids=lambda backend: backend.kind)
@@ -187,8 +195,7 @@ def test_whole_rows_of_images(backend):
     assert_close(found, expected, 1e-5)
 
 
-@pytest.mark.parametrize("backend", [SPLASH, FUSED], ids=lambda backend: backend.kind)
-def test_backbone_with_each_back_end(pair, backend):
+def test_backbone_with_each_back_end(pair):
     """Image features, prefill and scores, where they mean something."""
     group = three_turn_group(np.random.default_rng(9), pair.config)
     prompt, response = cases.with_features(pair.graphdef, pair.params, group)
@@ -204,11 +211,12 @@ def test_backbone_with_each_back_end(pair, backend):
         pairs += ((real[..., None], model.score(prompt, response)),)
         return tuple(jnp.where(where, x, 0.0) for where, x in pairs)
 
-    found, expected = (
-        jax.jit(functools.partial(run, graphdef))(pair.params)
-        for graphdef in (with_attention(pair.graphdef, pair.params, backend), pair.graphdef)
+    expected, *found = (
+        jax.jit(functools.partial(run, with_settings(pair.graphdef, pair.params, attention=backend)))(pair.params)
+        for backend in (XLA, SPLASH, FUSED)
     )
-    assert_close(found, expected, 1e-5)
+    for one in found:
+        assert_close(one, expected, 1e-5)
 
 
 def test_fused_kernels_take_16_bit_and_whole_eighths():

@@ -9,9 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from transformers.vision_utils import get_vision_window_index
 
 from medvr_jax.models import vision
+from medvr_jax.models.backbone import with_settings
+from medvr_jax.models.features import image_features
 from medvr_jax.models.layers import layer_of, linear, weights_of
 from medvr_jax.models.vision_geometry import image_geometry, padded_geometry, window_blocks
 from tests.models import cases
@@ -124,6 +128,19 @@ def test_each_block_equals_transformers(sibling, images):
     np.testing.assert_allclose(rows(ours(batch), 4), features, atol=1e-4)
 
 
+def test_images_of_groups_may_lie_on_several_devices(sibling, images):
+    """Without windows some arrays of a batch have no elements; they are spread like the others."""
+    batch, _ = images
+    grouped = jax.tree.map(lambda leaf: leaf.reshape(2, 4, *leaf.shape[1:]), batch)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+    spread = jax.device_put(grouped, NamedSharding(mesh, PartitionSpec("data")))
+    params = jax.device_put(sibling.params, NamedSharding(mesh, PartitionSpec()))
+    features = jax.jit(lambda params, x: image_features(nnx.merge(sibling.graphdef, params), x))(params, spread)
+    plain = cases.encode(sibling.graphdef, sibling.params, batch)
+    assert features.shape == (2, 4 * S // 4, plain.shape[-1])
+    np.testing.assert_allclose(features.reshape(plain.shape), plain, atol=1e-4)  # features reach 10
+
+
 def test_scanned_and_recomputed_towers_agree(sibling, images, monkeypatch):
     pair, (batch, _) = sibling, images
     plain = cases.encode(pair.graphdef, pair.params, batch)
@@ -135,6 +152,28 @@ def test_scanned_and_recomputed_towers_agree(sibling, images, monkeypatch):
     unrolled = jax.jit(lambda batch: tower(batch))(batch)
     monkeypatch.setattr(vision, "SCAN_FROM", 1)
     np.testing.assert_allclose(jax.jit(lambda batch: tower(batch))(batch), unrolled, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_images_two_at_a_time_give_the_same_features_and_gradient(sibling, images, remat):
+    """Of two groups with three images each: the last part holds one image and one that is empty."""
+    pair, (batch, _) = sibling, images
+    several = jax.tree.map(lambda leaf: leaf[:6].reshape(2, 3, *leaf.shape[1:]), batch)
+    direction = jnp.asarray(np.random.default_rng(3).normal(size=(2, 3 * S // 4, pair.config.text.hidden_size)))
+
+    def outcome(at_once: int):
+        graphdef = with_settings(pair.graphdef, pair.params, images_at_once=at_once)
+
+        def total(params):
+            features = image_features(nnx.merge(graphdef, params), several, remat)
+            return jnp.sum(features * direction), features
+
+        return jax.jit(jax.grad(total, has_aux=True))(pair.params)
+
+    (gradient, features), (expected_gradient, expected) = outcome(2), outcome(0)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected_gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * max(1.0, float(jnp.abs(theirs).max())))
 
 
 def test_padding_changes_nothing_and_has_no_gradient(sibling, images):

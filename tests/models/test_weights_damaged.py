@@ -60,7 +60,7 @@ def edit_file(file: Path, change: Callable[[dict], object]) -> None:
 
 
 def shifted(header: dict) -> None:
-    header[EMBEDDING]["data_offsets"] = [offset + 4 for offset in header[EMBEDDING]["data_offsets"]]
+    header[NORM]["data_offsets"] = [offset - 4 for offset in header[NORM]["data_offsets"]]
 
 
 def truncate(folder: Path) -> str:
