@@ -69,6 +69,9 @@ def _same_results(config: FrozenConfigDict, devices: int) -> Iterator[tuple[str,
     """Fields that change memory and speed alone."""
     if config.model.remat == "none":
         yield "model.remat", "block"
+    for images in (8, 4, 2, 1):
+        if images < (config.model.images_at_once or config.rollout.trajectories):
+            yield "model.images_at_once", images
     micro = config.grpo.micro_batch_groups or config.data.prompts_per_step
     for size in range(micro - 1, 0, -1):
         if config.data.prompts_per_step % size == 0:

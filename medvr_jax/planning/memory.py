@@ -27,6 +27,10 @@ def temporaries(run: AbstractRun) -> dict[str, float]:
     sizes = operations.matrices(run.params, run.backbone)
     weights = width * (sizes.decoder + 2 * sizes.head) / tensor
 
+    def at_once(images: int) -> int:
+        """Of a group's images, those that the tower sees together."""
+        return min(images, config.model.images_at_once or images)
+
     def tower(images: float, patches: int) -> float:
         """Encoding images at once: scores of whole rows in float32, twice, and a few rows of activations."""
         scores = 2 * FLOAT * vision.num_heads / tensor * patches * patches if vision.full_attention_blocks else 0
@@ -34,14 +38,16 @@ def temporaries(run: AbstractRun) -> dict[str, float]:
 
     layer = width * (8 * text.hidden_size + 3 * text.intermediate_size / tensor)  # activations of a token in one layer
     saved = width * text.hidden_size
-    kept = saved if config.model.remat != "none" else layer
+    products = width * (3 * text.hidden_size + 2 * text.intermediate_size / tensor)
+    # What is kept between layers is split over `tensor`, too.
+    kept = {"none": layer, "dots": saved / tensor + products, "block": saved / tensor}[config.model.remat]
     decode = weights + groups * M * (3 * FLOAT * vocabulary + layer + 2 * FLOAT * heads * (P + T))
     serve = weights + max(
-        tower(groups * M, settings.crop_patches),
+        tower(groups * at_once(M), settings.crop_patches),
         groups * (M * (E + 1) * layer + 2 * FLOAT * heads * (E + 1) * (P + T)),
     )
     prefill = max(
-        tower(groups * settings.prompt_images, settings.prompt_patches),
+        tower(groups * at_once(settings.prompt_images), settings.prompt_patches),
         groups * (P * layer + 2 * FLOAT * heads * P * P),
     )
 
@@ -58,15 +64,23 @@ def temporaries(run: AbstractRun) -> dict[str, float]:
     images = 0.0
     if not config.model.freeze_vision_tower:
         turns = settings.max_turns - 1 if config.rollout.tools else 0
-        rows = part * (settings.prompt_images * settings.prompt_patches + turns * M * settings.crop_patches)
-        images = rows * vision.depth * width * (8 * vision.hidden_size + 3 * vision.intermediate_size / tensor)
+        seen = at_once(settings.prompt_images), at_once(M) if turns else 0
+        everything = settings.prompt_images, turns * M
+        # Where images go by portions, each portion is encoded anew in the backward pass: one portion's blocks are kept.
+        count = seen if config.model.images_at_once else everything
+        rows = part * (count[0] * settings.prompt_patches + count[1] * settings.crop_patches)
+        block = width * (8 * vision.hidden_size + 3 * vision.intermediate_size / tensor)
+        per_row = {"none": block, "dots": block / 2, "block": width * vision.hidden_size}[config.model.remat]
+        images = rows * vision.depth * per_row + max(
+            tower(part * seen[0], settings.prompt_patches), tower(part * seen[1], settings.crop_patches)
+        )
     layers = text.num_layers
     # The layers' weights are gathered one at a time, embedding and head whole.
     gathered = width * (2 * sizes.decoder / layers + 2 * sizes.head) / tensor
     update = gradients + gathered + part * tokens * layers * kept + scored + images
     return {
         "reshard": device_bytes(run.params) / 2,
-        "vision": tower(groups * settings.prompt_images, settings.prompt_patches),
+        "vision": tower(groups * at_once(settings.prompt_images), settings.prompt_patches),
         "prefill": prefill,
         "decode": decode,
         "serve": serve,
