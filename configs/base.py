@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
 
     model = config.model = section()
     model.path = ""  # Hugging Face folder of the policy, relative to the current one or to that of package medvr_jax
+    model.architecture = ""  # --mode=plan: shapes to plan with where `path` is not at hand, e.g. qwen2.5-vl-7b
     model.compute_dtype = "float32"  # float32 | bfloat16: matrix products; norms, softmax and rope stay float32
     model.parameter_dtype = "float32"  # float32 | bfloat16: master weights; bfloat16 ones lose changes below 1/256
     model.export_dtype = "source"  # source (each tensor as in model.path) | float32 | bfloat16: of exported folders

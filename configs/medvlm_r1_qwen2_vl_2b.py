@@ -6,6 +6,8 @@ devices. Give the model and the data on the command line:
 
     --config.model.path=Qwen2-VL-2B-Instruct --config.data.train_file=train.jsonl \
     --config.data.test_file=test.jsonl --config.data.image_folder=images
+
+--mode=plan needs none of these: `model.architecture` has the model's shapes.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ def get_config() -> ConfigDict:
 
     config.model.compute_dtype = "bfloat16"
     config.model.remat = "block"
+    config.model.architecture = "qwen2-vl-2b"
     config.mesh.fsdp = 8
 
     config.data.name = "jsonl"

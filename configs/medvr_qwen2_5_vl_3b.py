@@ -5,6 +5,8 @@ trajectories. Give the model and the data on the command line:
 
     --config.model.path=Qwen2.5-VL-3B-Instruct --config.data.train_file=train.jsonl \
     --config.data.test_file=test.jsonl --config.data.image_folder=images
+
+--mode=plan needs none of these: `model.architecture` has the model's shapes.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 32
     config.evaluate_every = 64
 
+    config.model.architecture = "qwen2.5-vl-3b"
     config.mesh.fsdp = 8
     config.mesh.tensor = 2  # the model has two key/value heads
 

@@ -5,6 +5,8 @@ which. Give the model and the data on the command line:
 
     --config.model.path=Qwen2.5-VL-7B-Instruct --config.data.train_file=train.jsonl \
     --config.data.test_file=test.jsonl --config.data.image_folder=images
+
+--mode=plan needs none of these: `model.architecture` has the shapes of Qwen2.5-VL-7B.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 8
     config.evaluate_every = 16
 
+    config.model.architecture = "qwen2.5-vl-7b"
     config.model.compute_dtype = "bfloat16"
     config.model.remat = "block"
     config.mesh.fsdp = 8

@@ -1,6 +1,7 @@
 """The one entry point:
 
     python -m medvr_jax.main --config=FILE[:variant] --workdir=DIR [--mode=MODE] [--config.field=value …]
+    python -m medvr_jax.main --config=FILE[:variant] --mode=plan --topology=NAME [--workdir=DIR] [--config.…]
 
 Several processes share a run when the environment says so: see `processes.py`, and `launch/` for scripts that set it.
 
@@ -21,13 +22,16 @@ from medvr_jax import configuration, workdir
 from medvr_jax.errors import UserError
 from medvr_jax.processes import COUNT, read_processes
 
-MODES = ("train", "evaluate", "export", "report")
+MODES = ("train", "evaluate", "export", "report", "plan")
 SHARED_MODES = ("train", "evaluate", "export")  # those in which several processes can take part
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "Recipe: FILE[:variant]. Its fields are changed by --config.field=value; see configs/base.py."
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it does not exist.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "--mode=plan: the hardware, e.g. v5p:4x4x2, v5e:8x8, v6e:4x4, h100:8 or cpu."
+)
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run. train resumes by itself.")
 
 
@@ -36,6 +40,9 @@ def main(overrides: Sequence[tuple[str, str]]) -> None:
     mode, folder = _MODE.value, _WORKDIR.value
     processes = read_processes(os.environ)
     config = read_config(overrides)
+    if mode == "plan" and not processes.several:
+        run_plan(config, folder)
+        return
     if not processes.several:
         workdir.prepare_workdir(folder, config, mode)
         start_devices(config)
@@ -79,8 +86,23 @@ def run_mode(config: FrozenConfigDict, folder: str, mode: str) -> None:
         print(f"report in {write_report(folder, config.report.groups)}")
 
 
+def run_plan(config: FrozenConfigDict, folder: str | None) -> None:
+    """Plans on this machine's processor, whatever else it has: the devices in question are only described."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported
+    from medvr_jax.planning.run import plan
+
+    plan(config, _TOPOLOGY.value, _CONFIG.value, folder)
+
+
 def read_config(overrides: Sequence[tuple[str, str]]) -> FrozenConfigDict:
     """The recipe of --config or, when an existing run is only looked at, by default the one it was trained with."""
+    if _MODE.value == "plan":  # needs no run, no data and no weights
+        for flag, example in ((_CONFIG, "configs/medvr_qwen2_5_vl_7b.py"), (_TOPOLOGY, "v5p:4x4x2")):
+            if not flag.value:
+                raise UserError(f"--{flag.name}: missing; --mode=plan needs it, e.g. --{flag.name}={example}")
+        return configuration.load_config(_CONFIG.value, overrides, files=False)
+    if _TOPOLOGY.value:
+        raise UserError(f"--topology: found {_TOPOLOGY.value!r}, but only --mode=plan takes it")
     if not _WORKDIR.value:
         raise UserError("--workdir: missing; give the folder of the run, e.g. --workdir=runs/tiny")
     files = _MODE.value != "report"  # it reads nothing but the run's folder

@@ -20,7 +20,7 @@ from medvr_jax.models.partitioning import constrain, constrain_groups
 from medvr_jax.models.rope import text_rotary
 from medvr_jax.models.vision import ImageBatch, VisionTower
 
-SCAN_FROM = 8  # decoders with at least so many layers are scanned in `score`; smaller ones are unrolled
+SCAN_FROM = 8  # decoders with at least so many layers are scanned in `score` and `prefill`; smaller ones are unrolled
 
 
 @jax.tree_util.register_dataclass
@@ -109,6 +109,14 @@ class Backbone(nnx.Module):
         text, stack = self.config.text, weights_of(self.layers)
         x = self._embed(prompt.tokens, prompt.feature_index, prompt.features)
         rotary = self._rotary(prompt.positions)
+        if text.num_layers >= SCAN_FROM:  # one compiled body; the last layer's output is computed for nobody
+
+            def layer_function(x: jax.Array, layer: Weights) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+                x, k, v = prompt_layer(x, layer, rotary, prompt.valid, text, self.attention, last=False)
+                return x, (k, v)
+
+            _, (keys, values) = jax.lax.scan(layer_function, x, stack)
+            return PromptCache(tuple(keys), tuple(values), prompt.valid)
         keys, values = [], []
         for layer in range(text.num_layers):
             last = layer == text.num_layers - 1

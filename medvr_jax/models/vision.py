@@ -31,7 +31,7 @@ from medvr_jax.models.partitioning import constrain_groups
 from medvr_jax.models.rope import rotate, vision_rotary
 
 NORM_EPSILON = 1e-6
-SCAN_FROM = 8  # towers with more blocks of a kind in a row are scanned: one compiled body instead of many
+SCAN_FROM = 4  # towers with more blocks of a kind in a row are scanned: one compiled body instead of many
 
 
 @jax.tree_util.register_dataclass

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from medvr_jax import distributed
 from medvr_jax.inputs.batches import PromptBatch, batch_prompts
 from medvr_jax.inputs.chat import Encoder, Prompt
 from medvr_jax.inputs.tokenizer import make_token_tables
-from medvr_jax.models.backbone import PromptCache, PromptInputs, ResponseInputs
+from medvr_jax.models.backbone import PromptCache, PromptInputs, ResponseCache, ResponseInputs
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.features import image_features
 from medvr_jax.models.partitioning import Layout, bind
@@ -92,9 +92,7 @@ class RolloutEngine:
         self.tables = loop.VocabularyTables.from_tokenizer(tables)
         self.tool_turns = settings.max_turns - 1 if tools else 0  # Z: turns after which a crop may come back
         self.crop_features = settings.crop_patches // config.vision.merge_unit  # F: feature rows per crop
-        self._prefill = jax.jit(bind(layout, functools.partial(_prefill, graphdef, settings)))
-        self._decode = jax.jit(bind(layout, functools.partial(_decode, graphdef, settings)), donate_argnums=2)
-        self._serve = jax.jit(bind(layout, functools.partial(_serve, graphdef)), donate_argnums=2)
+        self._prefill, self._decode, self._serve = rollout_programs(graphdef, settings, layout)
 
     def run(self, params: nnx.State, prompts: Sequence[Prompt], key: jax.Array) -> Rollout:
         """One group of M trajectories for each of the B prompts.
@@ -172,6 +170,47 @@ class RolloutEngine:
             crop_patches=settings.crop_patches,
             vision=self.config.vision,
         )
+
+
+class RolloutPrograms(NamedTuple):
+    """The jitted programs of a rollout: `prefill(params, prompt batch) -> (prompt inputs, prompt cache, state)`,
+    `decode(params, prompt cache, state, key, prompt ids, tables) -> state` and
+    `serve(params, prompt cache, state, serving, feature offset) -> (state, crop features)`."""
+
+    prefill: Callable[..., tuple[PromptInputs, PromptCache, RolloutState]]
+    decode: Callable[..., RolloutState]
+    serve: Callable[..., tuple[RolloutState, jax.Array]]
+
+
+def rollout_programs(graphdef: nnx.GraphDef, settings: RolloutSettings, layout: Layout) -> RolloutPrograms:
+    """The programs for one set of static shapes; decode and serve take over the buffers of the state.
+
+    What they return is laid out here: the compiler would keep arrays that begin as zeros whole on every device.
+    """
+    groups = layout.sharding("groups")
+    cache, state = prompt_cache_shardings(layout), state_shardings(layout)
+
+    def jitted(function: Callable[..., Any], results: Any, **options: Any) -> Callable[..., Any]:
+        return jax.jit(bind(layout, function), out_shardings=results, **options)
+
+    return RolloutPrograms(
+        prefill=jitted(functools.partial(_prefill, graphdef, settings), (groups, cache, state)),
+        decode=jitted(functools.partial(_decode, graphdef, settings), state, donate_argnums=2),
+        serve=jitted(functools.partial(_serve, graphdef), (state, groups), donate_argnums=2),
+    )
+
+
+def prompt_cache_shardings(layout: Layout) -> PromptCache:
+    """Where a prompt cache lives, leaves standing for all layers."""
+    heads = layout.sharding("groups", "kv_heads")
+    return PromptCache(heads, heads, layout.sharding("groups"))
+
+
+def state_shardings(layout: Layout) -> RolloutState:
+    """Where a rollout's state lives, leaves standing for everything below them."""
+    heads, groups = layout.sharding("groups", None, "kv_heads"), layout.sharding("groups")
+    leading = {field.name: groups for field in dataclasses.fields(RolloutState)}
+    return RolloutState(**leading | {"cache": ResponseCache(heads, heads), "steps": layout.sharding()})
 
 
 def _prefill(

@@ -52,19 +52,25 @@ class MeshShape:
     tensor: int = 1
 
 
+def mesh_sizes(shape: MeshShape, devices: int) -> tuple[int, int, int]:
+    """The sizes of the axes data, fsdp and tensor; UserError when they do not multiply to the number of devices."""
+    sizes = [shape.data, shape.fsdp, shape.tensor]
+    fixed = int(np.prod([size for size in sizes if size != -1]))
+    if sizes.count(-1) == 1 and fixed > 0 and devices % fixed == 0:
+        sizes[sizes.index(-1)] = devices // fixed
+    if min(sizes) < 1 or int(np.prod(sizes)) != devices:
+        raise UserError(
+            f"mesh: data={shape.data}, fsdp={shape.fsdp}, tensor={shape.tensor} do not multiply to the"
+            f" {devices} devices here; one axis may be -1"
+        )
+    return sizes[0], sizes[1], sizes[2]
+
+
 def make_mesh(shape: MeshShape, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh of the devices (all by default) with axes data, fsdp and tensor; UserError when they do not divide so."""
     devices = devices or jax.devices()
-    sizes = [shape.data, shape.fsdp, shape.tensor]
-    fixed = int(np.prod([size for size in sizes if size != -1]))
-    if sizes.count(-1) == 1 and fixed > 0 and len(devices) % fixed == 0:
-        sizes[sizes.index(-1)] = len(devices) // fixed
-    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
-        raise UserError(
-            f"mesh: data={shape.data}, fsdp={shape.fsdp}, tensor={shape.tensor} do not multiply to the"
-            f" {len(devices)} devices here; one axis may be -1"
-        )
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    sizes = mesh_sizes(shape, len(devices))
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def data_shards(mesh: Mesh) -> int:

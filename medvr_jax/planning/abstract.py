@@ -1,0 +1,171 @@
+"""A run without weights and data: every array that its programs take, by shape, dtype and sharding alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from medvr_jax import assembly
+from medvr_jax.inputs.batches import PromptBatch
+from medvr_jax.models import vision_geometry
+from medvr_jax.models.attention_backend import XLA
+from medvr_jax.models.backbone import Backbone, with_settings
+from medvr_jax.models.config import BackboneConfig, VisionConfig
+from medvr_jax.models.partitioning import Layout
+from medvr_jax.models.vision import ImageBatch
+from medvr_jax.rollout.engine import RolloutSettings
+from medvr_jax.rollout.loop import VocabularyTables
+from medvr_jax.rollout.turns import Serving
+from medvr_jax.training import sharding
+from medvr_jax.training.state import Frozen, TrainState, optimizer_shardings, split_frozen
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractRun:
+    """What `training.trainer.Trainer` holds, without contents.
+
+    Attributes:
+        config: the run's configuration.
+        backbone: the model's shapes.
+        mesh: of the described devices; an abstract one where nothing is going to be compiled.
+        graphdef: structure of the backbone.
+        params: `jax.ShapeDtypeStruct`s of the parameters in the master dtype, laid out for training.
+    """
+
+    config: Any
+    backbone: BackboneConfig
+    mesh: Mesh | AbstractMesh
+    graphdef: nnx.GraphDef
+    params: nnx.State
+
+    @property
+    def training_layout(self) -> Layout:
+        """Where masters, optimiser state and the update's activations live."""
+        return sharding.make_layout(sharding.TRAINING, self.mesh, self.backbone)
+
+    @property
+    def sampling_layout(self) -> Layout:
+        """Where the weights and caches of a rollout live."""
+        return sharding.make_layout(sharding.SAMPLING, self.mesh, self.backbone)
+
+    @property
+    def rollout(self) -> RolloutSettings:
+        """Shapes and rules of training's rollouts."""
+        return assembly.training_rollout(self.config, self.backbone)
+
+
+def abstract_run(config: Any, backbone: BackboneConfig, mesh: Mesh | AbstractMesh) -> AbstractRun:
+    """The parts of a run on `mesh`; UserError where the mesh does not divide the parameters."""
+
+    def make() -> Backbone:
+        model = config.model
+        key = jax.random.key(0)
+        return Backbone(backbone, key=key, dtype=model.parameter_dtype, compute_dtype=model.compute_dtype)
+
+    graphdef, params = nnx.split(nnx.eval_shape(make))
+    attention = sharding.attention_backend(config.model.attention, mesh) if isinstance(mesh, Mesh) else XLA
+    graphdef = with_settings(graphdef, params, attention=attention, images_at_once=config.model.images_at_once)
+    layout = sharding.make_layout(sharding.TRAINING, mesh, backbone)
+    params = laid_out(params, sharding.parameter_shardings(params, layout))
+    return AbstractRun(config, backbone, mesh, graphdef, params)
+
+
+def laid_out(tree: Any, layout: Any) -> Any:
+    """Abstract arrays with the shardings of a tree like it, or all with one sharding."""
+    if isinstance(layout, NamedSharding):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout), tree)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, layout)
+
+
+def train_state(run: AbstractRun, optimizer: optax.GradientTransformation) -> TrainState:
+    """As `training.state.initial_train_state` makes it."""
+    model = run.config.model
+    frozen = Frozen(vision_tower=model.freeze_vision_tower, embeddings=model.freeze_embeddings)
+    trainable, fixed = split_frozen(run.params, frozen)
+    moments = jax.eval_shape(optimizer.init, trainable)
+    moments = laid_out(moments, optimizer_shardings(optimizer, trainable, run.training_layout))
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(run.mesh))
+    return TrainState(step, trainable, fixed, moments)
+
+
+def cast(params: nnx.State, layout: Layout, dtype: str) -> nnx.State:
+    """What `training.state.make_cast`'s function returns."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
+    return laid_out(shapes, sharding.parameter_shardings(shapes, layout))
+
+
+def banned(run: AbstractRun) -> jax.ShapeDtypeStruct:
+    """`[V]` bool on every device."""
+    size = run.backbone.text.vocab_size
+    return jax.ShapeDtypeStruct((size,), jnp.bool_, sharding=sharding.replicated(run.mesh))
+
+
+def vocabulary_tables(run: AbstractRun) -> VocabularyTables:
+    """The sampling loop's tables on every device."""
+    return VocabularyTables(*(banned(run) for _ in dataclasses.fields(VocabularyTables)))
+
+
+def random_key(run: AbstractRun) -> jax.ShapeDtypeStruct:
+    """A step's key."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=sharding.replicated(run.mesh))
+
+
+def images(lead: tuple[int, ...], patches: int, vision: VisionConfig) -> ImageBatch:
+    """An image batch `[*lead, ...]` with bucket S = `patches`."""
+    blocks, capacity = vision_geometry.window_blocks(patches, vision), vision.window_patches
+    return ImageBatch(
+        patches=jax.ShapeDtypeStruct((*lead, patches, vision.patch_dim), jnp.float32),
+        positions=jax.ShapeDtypeStruct((*lead, patches, 2), jnp.int32),
+        valid=jax.ShapeDtypeStruct((*lead, patches), jnp.bool_),
+        window_slots=jax.ShapeDtypeStruct((*lead, blocks, capacity), jnp.int32),
+        slot_of_patch=jax.ShapeDtypeStruct((*lead, patches), jnp.int32),
+    )
+
+
+def prompt_batch(run: AbstractRun, groups: int) -> PromptBatch:
+    """B prompts as `inputs.batches.batch_prompts` packs them, split by group."""
+    settings = run.rollout
+    P = settings.prompt_bucket
+
+    def whole(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((groups, *shape), jnp.int32)
+
+    batch = PromptBatch(
+        tokens=whole(P),
+        positions=whole(P, 3),
+        valid=jax.ShapeDtypeStruct((groups, P), jnp.bool_),
+        feature_index=whole(P),
+        last_token=whole(),
+        last_position=whole(3),
+        next_position=whole(),
+        images=images((groups, settings.prompt_images), settings.prompt_patches, run.backbone.vision),
+        prompt_ids=jax.ShapeDtypeStruct((groups,), jnp.uint32),
+    )
+    return laid_out(batch, sharding.by_group(run.mesh))
+
+
+def serving(run: AbstractRun, groups: int) -> Serving:
+    """What the host hands back after a turn, split by group."""
+    settings = run.rollout
+    slots, E = settings.trajectories, settings.observation_length
+
+    def whole(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((groups, slots, *shape), jnp.int32)
+
+    arrays = Serving(
+        status=whole(),
+        tokens=whole(E),
+        positions=whole(E, 3),
+        feature_index=whole(E),
+        counts=whole(),
+        next_position=whole(),
+        crops=images((groups, slots), settings.crop_patches, run.backbone.vision),
+    )
+    return laid_out(arrays, sharding.by_group(run.mesh))

@@ -1,0 +1,84 @@
+"""Floating-point operations of the programs from shapes alone: pure functions, a multiply-add counted as two.
+
+XLA's own count takes the body of a loop once, so it cannot serve for scanned layers. Attention is counted as the
+reference computes it: every query against every slot. Kernels that skip masked blocks need up to half of that less.
+
+Axis letters: B groups, M trajectories, P prompt tokens, T response tokens, E tokens fed at once, S image patches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from flax import nnx
+
+from medvr_jax.models import vision_geometry
+from medvr_jax.models.config import BackboneConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrices:
+    """Entries of the matrices that tokens are multiplied with: the decoder's layers, the head, the vision tower's
+    blocks (with the patch embedding) and its merger."""
+
+    decoder: int
+    head: int
+    vision: int
+    merger: int
+
+
+def matrices(params: nnx.State, config: BackboneConfig) -> Matrices:
+    """Counts them in the parameters; norms and biases are left out."""
+    counts = dict.fromkeys(("decoder", "vision", "merger"), 0)
+    for path, variable in nnx.to_flat_state(params):
+        axes = [axis for axis in variable.get_metadata()["axes"] if axis != "layers"]
+        part = _part(path)
+        if part and len(axes) > 1 and "bias" not in str(path[-1]):
+            counts[part] += math.prod(variable.get_value().shape)
+    return Matrices(head=config.text.vocab_size * config.text.hidden_size, **counts)
+
+
+def _part(path: tuple[Any, ...]) -> str | None:
+    names = [str(part) for part in path]
+    if "vision" in names:
+        return "merger" if names[-1].startswith("merger") else "vision"
+    return "decoder" if "layers" in names else None
+
+
+def vision_forward(sizes: Matrices, config: BackboneConfig, patches: int) -> float:
+    """One image of S = `patches` through the tower."""
+    vision = config.vision
+    full = len(vision.full_attention_blocks)
+    slots = 0
+    if full < vision.depth:
+        slots = vision_geometry.window_blocks(patches, vision) * vision.window_patches
+    attention = full * patches * patches + (vision.depth - full) * slots * vision.window_patches
+    merged = patches // vision.merge_unit
+    return 2.0 * (sizes.vision * patches + sizes.merger * merged) + 4.0 * vision.hidden_size * attention
+
+
+def prompt_forward(sizes: Matrices, config: BackboneConfig, tokens: int) -> float:
+    """One prompt of P = `tokens` through the decoder's layers, without the head."""
+    return 2.0 * sizes.decoder * tokens + _attention(config, tokens, tokens)
+
+
+def response_forward(sizes: Matrices, config: BackboneConfig, tokens: int, keys: int) -> float:
+    """`tokens` of trajectories through the decoder's layers, each against `keys` slots, without the head."""
+    return 2.0 * sizes.decoder * tokens + _attention(config, tokens, keys)
+
+
+def head_forward(sizes: Matrices, tokens: int) -> float:
+    """Logits of `tokens`."""
+    return 2.0 * sizes.head * tokens
+
+
+def _attention(config: BackboneConfig, tokens: int, keys: int) -> float:
+    text = config.text
+    return 4.0 * text.num_layers * text.num_heads * text.head_width * tokens * keys
+
+
+def passes(remat: str) -> int:
+    """Forward passes that forward and backward together are worth: the backward pass counts twice, remat once more."""
+    return 3 if remat == "none" else 4

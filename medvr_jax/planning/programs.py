@@ -1,0 +1,158 @@
+"""The programs of a training step with abstract arguments, in the order of execution, and what is alive meanwhile."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from medvr_jax import assembly
+from medvr_jax.models.backbone import PromptInputs
+from medvr_jax.models.features import image_features
+from medvr_jax.models.partitioning import bind
+from medvr_jax.planning import abstract
+from medvr_jax.planning.abstract import AbstractRun
+from medvr_jax.rollout.engine import prompt_cache_shardings, rollout_programs, state_shardings
+from medvr_jax.rollout.state import RolloutState
+from medvr_jax.training import sharding
+from medvr_jax.training.state import make_cast, make_optimizer
+from medvr_jax.training.update import TrainBatch, make_scorer, make_update
+
+# What memory is used for, beside a program's own results and temporaries.
+USES = ("parameters", "optimiser", "caches", "batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One program of a step.
+
+    Attributes:
+        name: as the tables have it.
+        function: the jitted function that a run calls.
+        arguments: its abstract arguments, in order.
+        alive: all arrays that exist while it runs, its arguments among them, by use.
+        produced: what it makes that is not written over an argument.
+        runs: executions in one step; for decode, tokens of the longest response, each one round of its loop.
+        shown_only: true for what is part of another program and only listed by itself.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    alive: dict[str, Any]
+    produced: Any
+    runs: int = 1
+    shown_only: bool = False
+
+
+def step_programs(run: AbstractRun) -> list[Program]:
+    """All programs of one training step."""
+    config, mesh, settings = run.config, run.mesh, run.rollout
+    groups, slots = config.data.prompts_per_step, settings.trajectories
+    turns = settings.max_turns - 1 if config.rollout.tools else 0
+    whole, by_group = sharding.replicated(mesh), sharding.by_group(mesh)
+    layout = run.sampling_layout
+
+    optimizer = make_optimizer(assembly.optimizer_settings(config))
+    state = abstract.train_state(run, optimizer)
+    dtype = config.model.compute_dtype
+    to_sampling = make_cast(state.params, layout, dtype)
+    params = abstract.cast(state.params, layout, dtype)
+    reference = abstract.cast(state.params, run.training_layout, dtype) if config.grpo.kl_weight else None
+    trained = {"parameters": (state.trainable, state.frozen, reference), "optimiser": (state.optimizer, state.step)}
+    rolling = trained | {"parameters": (trained["parameters"], params)}
+
+    prompts = abstract.prompt_batch(run, groups)
+    tables, key = abstract.vocabulary_tables(run), abstract.random_key(run)
+    rollout = rollout_programs(run.graphdef, settings, layout)
+    shapes = jax.eval_shape(rollout.prefill, params, prompts)
+    layouts = (by_group, prompt_cache_shardings(layout), state_shardings(layout))
+    made = tuple(
+        abstract.laid_out(tree, jax.tree.broadcast(where, tree)) for tree, where in zip(shapes, layouts, strict=True)
+    )
+    inputs, cache, rollout_state = made
+    features = jax.ShapeDtypeStruct(
+        (groups, slots, settings.crop_patches // run.backbone.vision.merge_unit, run.backbone.text.hidden_size),
+        inputs.features.dtype,
+        sharding=by_group,
+    )
+    # Until the last turn has been served, the crops' features of all turns before stay.
+    sampled = {"caches": (cache, rollout_state), "batch": (inputs, prompts, tables, (features,) * turns)}
+
+    programs = [
+        Program("reshard", to_sampling, (state.params,), trained, params),
+        Program(
+            "vision",
+            jax.jit(bind(layout, lambda params, images: image_features(nnx.merge(run.graphdef, params), images))),
+            (params, prompts.images),
+            rolling | {"batch": prompts},
+            inputs.features,
+            shown_only=True,
+        ),
+        Program("prefill", rollout.prefill, (params, prompts), rolling | {"batch": prompts}, made),
+        Program(
+            "decode",
+            rollout.decode,
+            (params, cache, rollout_state, key, prompts.prompt_ids, tables),
+            rolling | sampled,
+            None,
+            runs=settings.response_length - 1,
+        ),
+    ]
+    if turns:
+        served = abstract.serving(run, groups)
+        offset = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
+        alive = rolling | sampled | {"batch": (inputs, prompts, tables, (features,) * (turns - 1), served)}
+        arguments = (params, cache, rollout_state, served, offset)
+        programs.append(Program("serve", rollout.serve, arguments, alive, features, runs=turns))
+
+    updating = assembly.update_settings(config, mesh)
+    batch = train_batch(run, inputs, rollout_state, (features,) * turns)
+    banned = abstract.banned(run)
+    # The rollout keeps the crops' features until the step is over, whether or not the update reads them.
+    alive = trained | {"batch": (batch.replace(crop_features=(features,) * turns), banned)}
+    updates = config.grpo.updates_per_batch
+    if updates > 1:
+        scorer = make_scorer(run.graphdef, updating, run.training_layout)
+        old = batch.log_probabilities
+        programs.append(Program("score", scorer, (state.params, batch, banned), alive, old))
+        batch = batch.replace(old_log_probabilities=old)
+        alive = trained | {"batch": (alive["batch"], old)}
+    update = make_update(run.graphdef, optimizer, updating, state, run.training_layout)
+    programs.append(Program("update", update, (state, reference, batch, banned), alive, None, runs=updates))
+    return programs
+
+
+def train_batch(
+    run: AbstractRun, prompt: PromptInputs, state: RolloutState, crop_features: tuple[jax.ShapeDtypeStruct, ...]
+) -> TrainBatch:
+    """As `training.trainer.Trainer.train_batch` makes it from a rollout."""
+    settings, vision = run.rollout, run.backbone.vision
+    groups, slots, length = state.tokens.shape
+    frozen = run.config.model.freeze_vision_tower
+    images = crops = None
+    if not frozen:
+        images = abstract.images((groups, settings.prompt_images), settings.prompt_patches, vision)
+        crops = (abstract.images((groups, slots), settings.crop_patches, vision),) * len(crop_features)
+    arrays = {
+        "sampled": jax.ShapeDtypeStruct((groups, slots, length), jnp.bool_),
+        "log_probabilities": jax.ShapeDtypeStruct((groups, slots, length), jnp.float32),
+        "advantages": jax.ShapeDtypeStruct((groups, slots), jnp.float32),
+        "counted": jax.ShapeDtypeStruct((groups,), jnp.bool_),
+        "images": images,
+        "crops": crops,
+    }
+    return TrainBatch(
+        prompt=prompt,
+        tokens=state.tokens,
+        positions=state.positions,
+        feature_index=state.feature_index,
+        crop_features=crop_features if frozen else (),
+        old_log_probabilities=None,
+        **abstract.laid_out(arrays, sharding.by_group(run.mesh)),
+    )

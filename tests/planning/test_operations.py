@@ -1,0 +1,86 @@
+"""Operations by arithmetic against XLA's count, on models whose layers are unrolled (XLA counts loops once)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from medvr_jax.models.backbone import Backbone, PromptInputs, ResponseInputs
+from medvr_jax.models.config import BackboneConfig
+from medvr_jax.planning import abstract, operations
+from medvr_jax.planning.architectures import ARCHITECTURES, published
+
+B, P, T, S = 2, 96, 128, 256
+
+
+@pytest.fixture(scope="module")
+def model() -> tuple[BackboneConfig, nnx.GraphDef, nnx.State]:
+    """Two layers of real proportions: norms, rope and softmax are small beside the products."""
+    config = published("qwen2.5-vl-7b")
+    text = dataclasses.replace(
+        config.text, hidden_size=512, intermediate_size=1536, num_heads=4, num_kv_heads=2, num_layers=2, vocab_size=4096
+    )
+    vision = dataclasses.replace(
+        config.vision, hidden_size=512, intermediate_size=1024, num_heads=8, depth=2, full_attention_blocks=(1,),
+        out_hidden_size=512,
+    )  # fmt: skip
+    config = dataclasses.replace(config, text=text, vision=vision)
+    return config, *nnx.split(nnx.eval_shape(lambda: Backbone(config, key=jax.random.key(0))))
+
+
+def counted(function, *arguments) -> float:
+    """XLA's own number of operations, before any optimisation could drop or split work."""
+    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+
+
+def array(*shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
+def test_vision(model):
+    config, graphdef, params = model
+    images = abstract.images((B,), S, config.vision)
+    found = counted(lambda params, images: nnx.merge(graphdef, params).encode_images(images), params, images)
+    sizes = operations.matrices(params, config)
+    assert B * operations.vision_forward(sizes, config, S) == pytest.approx(found, rel=0.05)
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_group(model, gradient):
+    """Scoring and its gradient: the backward pass is worth two forward ones."""
+    config, graphdef, params = model
+    prompt = PromptInputs(
+        array(B, P), array(B, P, 3), array(B, P, dtype=bool), array(B, P), array(B, 0, 512, dtype=jnp.float32)
+    )
+    response = ResponseInputs(array(B, 1, T), array(B, 1, T, 3), array(B, 1, T), array(B, 1, 0, 512, dtype=jnp.float32))
+
+    def total(params, prompt, response):
+        backbone = nnx.merge(graphdef, params)
+        return jnp.sum(backbone.logits(backbone.score(prompt, response)) ** 2)
+
+    found = counted(jax.grad(total) if gradient else total, params, prompt, response)
+    sizes = operations.matrices(params, config)
+    # The last layer of the prompt makes keys and values only.
+    head = config.text.num_heads * config.text.head_width
+    skipped = 2.0 * P * config.text.hidden_size * (2 * head + 3 * config.text.intermediate_size) + 4.0 * head * P * P
+    group = (
+        operations.prompt_forward(sizes, config, P)
+        - skipped
+        + operations.response_forward(sizes, config, T, P + T)
+        + operations.head_forward(sizes, T)
+    )
+    assert B * group * (operations.passes("none") if gradient else 1) == pytest.approx(found, rel=0.06)
+
+
+def test_published_sizes():
+    """Parameters of the hub's model cards, in billions."""
+    for name, billions in (("qwen2.5-vl-3b", 3.75), ("qwen2.5-vl-7b", 8.29), ("qwen2.5-vl-72b", 73.4)):
+        config = published(name)
+        params = nnx.state(nnx.eval_shape(lambda config=config: Backbone(config, key=jax.random.key(0))))
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        assert count / 1e9 == pytest.approx(billions, abs=0.02), name
+    assert set(ARCHITECTURES) >= {"qwen2-vl-2b", "qwen2-vl-7b", "qwen2.5-vl-32b"}
