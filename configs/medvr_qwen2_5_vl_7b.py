@@ -26,7 +26,9 @@ def get_config() -> ConfigDict:
     config.model.architecture = "qwen2.5-vl-7b"
     config.model.compute_dtype = "bfloat16"
     config.model.remat = "block"
-    config.mesh.fsdp = 8
+    config.model.freeze_vision_tower = True  # the paper does not say; the update then needs no pixels
+    config.mesh.data, config.mesh.fsdp = 1, -1
+    config.mesh.tensor = 4  # as many as there are key/value heads
 
     config.data.name = "jsonl"
     config.data.prompts_per_step = 256
@@ -37,6 +39,7 @@ def get_config() -> ConfigDict:
     config.prompt.patches = 4096
     config.prompt.max_pixels = 4096 * 14 * 14  # 1,024 visual tokens
 
+    config.rollout.groups_at_once = 16
     config.rollout.trajectories = 16  # 8 base, 8 for forks
     config.rollout.max_turns = 5
     config.rollout.response_length = 4096
@@ -45,6 +48,6 @@ def get_config() -> ConfigDict:
     config.rollout.crop_max_pixels = 2048 * 14 * 14  # 512 visual tokens
 
     config.grpo.kl_weight = 1e-3  # the paper has a KL term and does not give its weight
-    config.grpo.micro_batch_groups = 8
+    config.grpo.micro_batch_groups = 16
     config.optimizer.learning_rate = 1e-6
     return config

@@ -139,6 +139,11 @@ def training_rollout(config: Any, backbone: BackboneConfig) -> RolloutSettings:
     )
 
 
+def groups_at_once(config: Any) -> int:
+    """Groups that one rollout holds: all of a step, or fewer where the configuration says so."""
+    return config.rollout.groups_at_once or config.data.prompts_per_step
+
+
 def greedy_rollout(config: Any) -> RolloutSettings:
     """Rollouts of evaluation: one greedy trajectory, no forks."""
     return RolloutSettings(

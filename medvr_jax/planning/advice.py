@@ -76,9 +76,13 @@ def _same_results(config: FrozenConfigDict, devices: int) -> Iterator[tuple[str,
     for size in range(micro - 1, 0, -1):
         if config.data.prompts_per_step % size == 0:
             yield "grpo.micro_batch_groups", size
+    at_once = config.rollout.groups_at_once or config.data.prompts_per_step
+    for size in range(at_once - 1, 0, -1):
+        if config.data.prompts_per_step % size == 0:
+            yield "rollout.groups_at_once", size
     for axis in ("fsdp", "tensor"):
         size = 2 * config.mesh[axis]
-        while size <= devices:
+        while 0 < size <= devices:
             yield f"mesh.{axis}", size
             size *= 2
 

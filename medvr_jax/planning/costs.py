@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from medvr_jax import assembly
 from medvr_jax.planning import operations
 from medvr_jax.planning.abstract import AbstractRun
 
@@ -40,9 +41,9 @@ def costs(run: AbstractRun) -> dict[str, Cost]:
     sizes = operations.matrices(run.params, backbone)
     devices = run.mesh.size
     width = jnp.dtype(config.model.compute_dtype).itemsize
-    B, M = config.data.prompts_per_step, settings.trajectories
+    B, M, sampled = config.data.prompts_per_step, settings.trajectories, assembly.groups_at_once(config)
     P, T, E = settings.prompt_bucket, settings.response_length, settings.observation_length
-    groups = B / devices * run.mesh.shape["tensor"]  # of one device
+    groups = sampled / devices * run.mesh.shape["tensor"]  # of one device
     turns = settings.max_turns - 1 if config.rollout.tools else 0
 
     weights = width * (sizes.decoder + sizes.head) / run.mesh.shape["tensor"]
@@ -51,6 +52,7 @@ def costs(run: AbstractRun) -> dict[str, Cost]:
     slot /= run.mesh.shape["tensor"] if backbone.text.num_kv_heads % run.mesh.shape["tensor"] == 0 else 1
     cache = groups * (P + M * T) * slot
 
+    share = sampled / B  # of the step's groups, in one execution of a program of the rollout
     prompt_images = B * settings.prompt_images * operations.vision_forward(sizes, backbone, settings.prompt_patches)
     crops = B * M * operations.vision_forward(sizes, backbone, settings.crop_patches)
     prompts = B * operations.prompt_forward(sizes, backbone, P)
@@ -66,15 +68,15 @@ def costs(run: AbstractRun) -> dict[str, Cost]:
     micro = B // config.grpo.micro_batch_groups if config.grpo.micro_batch_groups else 1
     passes = micro * (repeated + bool(config.grpo.kl_weight))
     masters = device_bytes(run.params)
-    hidden = width * backbone.text.hidden_size * groups * (P + M * T)
+    hidden = width * backbone.text.hidden_size * groups * B / sampled * (P + M * T)
     activations = 2 * hidden * backbone.text.num_layers
 
     return {
         "reshard": Cost(0.0, masters + weights + tower),
-        "vision": Cost(prompt_images / devices, tower),
-        "prefill": Cost((prompt_images + prompts) / devices, tower + weights + groups * P * slot),
-        "decode": Cost(step / devices, weights + cache),
-        "serve": Cost((crops + observation) / devices, tower + weights + cache),
+        "vision": Cost(share * prompt_images / devices, tower),
+        "prefill": Cost(share * (prompt_images + prompts) / devices, tower + weights + groups * P * slot),
+        "decode": Cost(share * step / devices, weights + cache),
+        "serve": Cost(share * (crops + observation) / devices, tower + weights + cache),
         "score": Cost((text + images) / devices, micro * (weights + tower)),
         # Masters and both moments are read and written.
         "update": Cost(update / devices, passes * (weights + tower) + 6 * masters + activations),

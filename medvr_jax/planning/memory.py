@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from medvr_jax import assembly
 from medvr_jax.planning import operations
 from medvr_jax.planning.abstract import AbstractRun
 from medvr_jax.planning.costs import device_bytes
@@ -21,7 +22,7 @@ def temporaries(run: AbstractRun) -> dict[str, float]:
     width = jnp.dtype(config.model.compute_dtype).itemsize
     tensor = run.mesh.shape["tensor"]
     shards = run.mesh.size // tensor
-    groups, M = config.data.prompts_per_step / shards, settings.trajectories
+    groups, M = assembly.groups_at_once(config) / shards, settings.trajectories
     P, T, E = settings.prompt_bucket, settings.response_length, settings.observation_length
     heads, vocabulary = text.num_heads / tensor, text.vocab_size / tensor
     sizes = operations.matrices(run.params, run.backbone)

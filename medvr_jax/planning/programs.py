@@ -18,7 +18,6 @@ from medvr_jax.models.partitioning import bind
 from medvr_jax.planning import abstract
 from medvr_jax.planning.abstract import AbstractRun
 from medvr_jax.rollout.engine import prompt_cache_shardings, rollout_programs, state_shardings
-from medvr_jax.rollout.state import RolloutState
 from medvr_jax.training import sharding
 from medvr_jax.training.state import make_cast, make_optimizer
 from medvr_jax.training.update import TrainBatch, make_scorer, make_update
@@ -53,7 +52,8 @@ class Program:
 def step_programs(run: AbstractRun) -> list[Program]:
     """All programs of one training step."""
     config, mesh, settings = run.config, run.mesh, run.rollout
-    groups, slots = config.data.prompts_per_step, settings.trajectories
+    groups, slots = assembly.groups_at_once(config), settings.trajectories
+    parts = config.data.prompts_per_step // groups
     turns = settings.max_turns - 1 if config.rollout.tools else 0
     whole, by_group = sharding.replicated(mesh), sharding.by_group(mesh)
     layout = run.sampling_layout
@@ -82,7 +82,10 @@ def step_programs(run: AbstractRun) -> list[Program]:
         sharding=by_group,
     )
     # Until the last turn has been served, the crops' features of all turns before stay.
-    sampled = {"caches": (cache, rollout_state), "batch": (inputs, prompts, tables, (features,) * turns)}
+    # So do all parts' tokens, and what the update reads beside them.
+    trajectories = (rollout_state.tokens, rollout_state.positions, rollout_state.feature_index)
+    left = _of_all_parts((inputs, (features,) * turns, trajectories), config.data.prompts_per_step)
+    sampled = {"caches": (cache, rollout_state), "batch": (left, prompts, tables)}
 
     programs = [
         Program("reshard", to_sampling, (state.params,), trained, params),
@@ -94,28 +97,29 @@ def step_programs(run: AbstractRun) -> list[Program]:
             inputs.features,
             shown_only=True,
         ),
-        Program("prefill", rollout.prefill, (params, prompts), rolling | {"batch": prompts}, made),
+        Program("prefill", rollout.prefill, (params, prompts), rolling | {"batch": (left, prompts)}, made, runs=parts),
         Program(
             "decode",
             rollout.decode,
             (params, cache, rollout_state, key, prompts.prompt_ids, tables),
             rolling | sampled,
             None,
-            runs=settings.response_length - 1,
+            runs=parts * (settings.response_length - 1),
         ),
     ]
     if turns:
         served = abstract.serving(run, groups)
         offset = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
-        alive = rolling | sampled | {"batch": (inputs, prompts, tables, (features,) * (turns - 1), served)}
+        alive = rolling | sampled | {"batch": (left, prompts, tables, served)}
         arguments = (params, cache, rollout_state, served, offset)
-        programs.append(Program("serve", rollout.serve, arguments, alive, features, runs=turns))
+        programs.append(Program("serve", rollout.serve, arguments, alive, features, runs=parts * turns))
 
     updating = assembly.update_settings(config, mesh)
-    batch = train_batch(run, inputs, rollout_state, (features,) * turns)
+    inputs, crop_features, trajectories = left
+    batch = train_batch(run, inputs, trajectories, crop_features)
     banned = abstract.banned(run)
     # The rollout keeps the crops' features until the step is over, whether or not the update reads them.
-    alive = trained | {"batch": (batch.replace(crop_features=(features,) * turns), banned)}
+    alive = trained | {"batch": (batch.replace(crop_features=crop_features), banned)}
     updates = config.grpo.updates_per_batch
     if updates > 1:
         scorer = make_scorer(run.graphdef, updating, run.training_layout)
@@ -128,12 +132,21 @@ def step_programs(run: AbstractRun) -> list[Program]:
     return programs
 
 
+def _of_all_parts(tree: Any, groups: int) -> Any:
+    """Abstract arrays of one part of a rollout as they are for all groups."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((groups, *x.shape[1:]), x.dtype, sharding=x.sharding), tree)
+
+
 def train_batch(
-    run: AbstractRun, prompt: PromptInputs, state: RolloutState, crop_features: tuple[jax.ShapeDtypeStruct, ...]
+    run: AbstractRun,
+    prompt: PromptInputs,
+    trajectories: tuple[jax.ShapeDtypeStruct, ...],
+    crop_features: tuple[jax.ShapeDtypeStruct, ...],
 ) -> TrainBatch:
-    """As `training.trainer.Trainer.train_batch` makes it from a rollout."""
+    """As `training.trainer.Trainer.train_batch` makes it from a rollout's tokens, positions and feature indices."""
     settings, vision = run.rollout, run.backbone.vision
-    groups, slots, length = state.tokens.shape
+    tokens, positions, feature_index = trajectories
+    groups, slots, length = tokens.shape
     frozen = run.config.model.freeze_vision_tower
     images = crops = None
     if not frozen:
@@ -149,9 +162,9 @@ def train_batch(
     }
     return TrainBatch(
         prompt=prompt,
-        tokens=state.tokens,
-        positions=state.positions,
-        feature_index=state.feature_index,
+        tokens=tokens,
+        positions=positions,
+        feature_index=feature_index,
         crop_features=crop_features if frozen else (),
         old_log_probabilities=None,
         **abstract.laid_out(arrays, sharding.by_group(run.mesh)),

@@ -48,8 +48,7 @@ class Trainer:
         self._scorer = make_scorer(parts.graphdef, self._settings, parts.training_layout)
         self._rewards = assembly.reward_settings(config)
         self._engine = parts.engine(assembly.training_rollout(config, parts.backbone))
-        groups = config.data.prompts_per_step
-        at_once = config.rollout.groups_at_once or groups
+        groups, at_once = config.data.prompts_per_step, assembly.groups_at_once(config)
         self._rollouts = PartedRollout(self._engine, parts.sampling_layout, groups, at_once)
         self._evaluator = parts.engine(assembly.greedy_rollout(config))
         # The reference is the policy before training, kept only when the loss asks for it.
