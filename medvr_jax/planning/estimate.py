@@ -50,8 +50,9 @@ def row(program: Program, cost: Cost, temporaries: float, chip: Chip | None, com
     if compiled is not None:
         temporaries = float(compiled.temporaries)
         if compiled.fits:
-            # The compiler pads arrays to its tiles.
-            alive["batch"] = alive.get("batch", 0.0) + compiled.arguments - device_bytes(program.arguments)
+            # The compiler pads arrays to its tiles; arguments that a program does not use stay alive all the same.
+            padding = max(compiled.arguments - device_bytes(program.arguments), 0)
+            alive["batch"] = alive.get("batch", 0.0) + padding
             outputs = float(compiled.outputs - compiled.aliased)
     seconds, bound = None, ""
     if chip is not None:
