@@ -14,8 +14,18 @@ from flax import nnx
 
 from medvr_jax.models.attention_backend import XLA, AttentionBackend
 from medvr_jax.models.config import BackboneConfig
-from medvr_jax.models.decoder import DecoderLayers, Rotary, group_layer, prompt_layer, response_layer
-from medvr_jax.models.layers import Initialiser, Weights, layer_of, rms_norm, run_stack, weights_of
+from medvr_jax.models.decoder import DecoderLayers, Rotary, group_layer, prompt_layer, residual, response_layer
+from medvr_jax.models.layers import (
+    Initialiser,
+    Weights,
+    axes_of,
+    gathered,
+    layer_of,
+    rms_norm,
+    run_stack,
+    used,
+    weights_of,
+)
 from medvr_jax.models.partitioning import constrain, constrain_groups
 from medvr_jax.models.rope import text_rotary
 from medvr_jax.models.vision import ImageBatch, VisionTower
@@ -186,25 +196,26 @@ class Backbone(nnx.Module):
 
         remat: see `layers.REMAT_POLICIES`.
         """
-        text, stack = self.config.text, weights_of(self.layers)
+        text, stack, axes = self.config.text, weights_of(self.layers), axes_of(self.layers)
         x = self._embed(prompt.tokens, prompt.feature_index, prompt.features)
         y = self._embed(response.tokens, response.feature_index, response.features)
+        x, y = residual(x), residual(y)
         rotaries = (self._rotary(prompt.positions), self._rotary(response.positions))
 
         def layer_function(carry, layer: Weights, last: bool = False):
-            x, y = group_layer(*carry, layer, rotaries, prompt.valid, text, self.attention, last=last)
-            return constrain(x, "groups", "kept_tokens", None), constrain(y, "groups", "kept_trajectories", None, None)
+            return group_layer(*carry, layer, rotaries, prompt.valid, text, self.attention, last=last)
 
         if remat == "none" and text.num_layers < SCAN_FROM:
             for layer in range(text.num_layers):
-                x, y = layer_function((x, y), layer_of(stack, layer), layer == text.num_layers - 1)
+                weights = {name: gathered(value, axes[name]) for name, value in layer_of(stack, layer).items()}
+                x, y = layer_function((x, y), weights, layer == text.num_layers - 1)
         else:
-            x, y = run_stack(layer_function, (x, y), stack, unroll=False, remat=remat)
+            x, y = run_stack(layer_function, (x, y), stack, axes, unroll=False, remat=remat)
         return self._final(y)
 
     def head_kernel(self) -> jax.Array:
         """[D, V]: the head, or the transposed embedding where they are tied."""
-        return self.embedding[...].T if self.config.text.tie_word_embeddings else self.head[...]
+        return used(self.embedding).T if self.config.text.tie_word_embeddings else used(self.head)
 
     def logits(self, hidden: jax.Array, weights: SamplingWeights | None = None) -> jax.Array:
         """float32 [..., V] of hidden [..., D]."""
@@ -216,7 +227,7 @@ class Backbone(nnx.Module):
         self, tokens: jax.Array, index: jax.Array, features: jax.Array, embedding: jax.Array | None = None
     ) -> jax.Array:
         """[..., X, D]: the tokens' embeddings, or features [..., F, D] where `index` [..., X] is not -1."""
-        table = self.embedding[...] if embedding is None else embedding
+        table = used(self.embedding) if embedding is None else embedding
         x = constrain_groups(table[tokens].astype(self.compute_dtype))
         if features.shape[-2] == 0:
             return x
@@ -228,7 +239,7 @@ class Backbone(nnx.Module):
         return text_rotary(positions, section=text.mrope_section, theta=text.rope_theta)
 
     def _final(self, x: jax.Array) -> jax.Array:
-        return rms_norm(x, self.final_norm[...], self.config.text.rms_norm_eps)
+        return rms_norm(x, used(self.final_norm), self.config.text.rms_norm_eps)
 
 
 def with_settings(

@@ -42,7 +42,7 @@ class DecoderLayers(nnx.Module):
 
 def normed(x: jax.Array, layer: Weights, config: TextConfig) -> jax.Array:
     """The layer's input, normalised for its attention."""
-    return rms_norm(x, layer["attention_norm"], config.rms_norm_eps)
+    return constrain_groups(residual(rms_norm(x, layer["attention_norm"], config.rms_norm_eps)))
 
 
 def queries(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) -> jax.Array:
@@ -66,10 +66,24 @@ def keys_and_values(x: jax.Array, layer: Weights, rotary: Rotary, config: TextCo
 
 def finish(x: jax.Array, mixed: jax.Array, layer: Weights, config: TextConfig) -> jax.Array:
     """Adds attention's output and the MLP to the residual stream x [..., D]; mixed [..., N, H]."""
-    x = constrain_groups(x + linear(mixed.reshape(*mixed.shape[:-2], -1), layer["output_kernel"]))
-    y = rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)
-    y = jax.nn.silu(linear(y, layer["gate_kernel"])) * linear(y, layer["up_kernel"])
-    return constrain_groups(x + linear(y, layer["down_kernel"]))
+    x = residual(x + linear(mixed.reshape(*mixed.shape[:-2], -1), layer["output_kernel"]))
+    y = constrain_groups(residual(rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)))
+    gate, up = (_split_width(linear(y, layer[name])) for name in ("gate_kernel", "up_kernel"))
+    return residual(x + linear(_split_width(jax.nn.silu(gate) * up), layer["down_kernel"]))
+
+
+def residual(x: jax.Array) -> jax.Array:
+    """The residual stream between two products, of the prompt [B, P, D] or of responses [B, M, T, D].
+
+    Where training splits it over devices, so are the norms' float32 arrays and what the backward pass keeps.
+    """
+    along = "residual_trajectories" if x.ndim == 4 else "residual_tokens"
+    return constrain(x, "groups", along, *(None,) * (x.ndim - 2))
+
+
+def _split_width(x: jax.Array) -> jax.Array:
+    """The MLP's hidden values [B, ..., F]."""
+    return constrain(x, "groups", *(None,) * (x.ndim - 2), "mlp")
 
 
 def prompt_layer(

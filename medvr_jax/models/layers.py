@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from medvr_jax.models.partitioning import constrain
+
 Weights = dict[str, jax.Array]  # one layer's parameters, or a stack of them, by name
 
 
@@ -33,6 +35,28 @@ class Initialiser:
 def weights_of(module: nnx.Module) -> Weights:
     """The module's own parameters by name."""
     return {name: value[...] for name, value in vars(module).items() if isinstance(value, nnx.Param)}
+
+
+# Logical axes that split a weight where it is stored. Where it is used it is whole along them: left to itself the
+# compiler may gather all tokens instead to make its part of a gradient.
+_STORED = ("embed", "vision_embed")
+Axes = dict[str, tuple[str | None, ...]]  # the logical axes of one layer's parameters, by name
+
+
+def axes_of(stacked: nnx.Module) -> Axes:
+    """The axes of one layer's parameters, out of a module that stacks layers."""
+    parameters = ((name, value) for name, value in vars(stacked).items() if isinstance(value, nnx.Param))
+    return {name: tuple(value.get_metadata()["axes"])[1:] for name, value in parameters}
+
+
+def gathered(value: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    """A parameter (or a slice of one) as it is used; its gradient is summed over devices before it is split again."""
+    return constrain(value, *(None if axis in _STORED else axis for axis in axes))
+
+
+def used(parameter: nnx.Param) -> jax.Array:
+    """`gathered` of a parameter that is not stacked."""
+    return gathered(parameter[...], parameter.get_metadata()["axes"])
 
 
 def layer_of(stack: Weights, layer: int) -> Weights:
@@ -79,14 +103,22 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 
 
 def run_stack(
-    layer_function: Callable[[Any, Weights], Any], carry: Any, stack: Weights, *, unroll: bool, remat: str
+    layer_function: Callable[[Any, Weights], Any], carry: Any, stack: Weights, axes: Axes, *, unroll: bool, remat: str
 ) -> Any:
-    """Carries a value through the layers of a stack: unrolled, or scanned with one compiled body."""
+    """Carries a value through the layers of a stack: unrolled, or scanned with one compiled body.
+
+    axes: of one layer's parameters; they are gathered layer by layer, in the backward pass anew.
+    """
+
+    def with_gathered(carry: Any, weights: Weights) -> Any:
+        return layer_function(carry, {name: gathered(value, axes[name]) for name, value in weights.items()})
+
+    step = with_gathered
     if policy := REMAT_POLICIES[remat]:
-        layer_function = jax.checkpoint(layer_function, prevent_cse=unroll, policy=policy)
+        step = jax.checkpoint(with_gathered, prevent_cse=unroll, policy=policy)
     count = next(iter(stack.values())).shape[0]
     if unroll or count == 1:
         for layer in range(count):
-            carry = layer_function(carry, layer_of(stack, layer))
+            carry = step(carry, layer_of(stack, layer))
         return carry
-    return jax.lax.scan(lambda c, w: (layer_function(c, w), None), carry, stack)[0]
+    return jax.lax.scan(lambda c, w: (step(c, w), None), carry, stack)[0]

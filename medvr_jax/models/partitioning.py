@@ -37,6 +37,11 @@ class Layout:
         """As `spec`, with the mesh."""
         return NamedSharding(self.mesh, self.spec(*axes))
 
+    def fitting(self, shape: tuple[int, ...], *axes: str | None) -> NamedSharding:
+        """As `sharding`, for an array of this shape: a dimension that its mesh axes do not divide stays whole."""
+        names = (name if size % self.shards(name) == 0 else None for size, name in zip(shape, axes, strict=True))
+        return self.sharding(*names)
+
 
 _layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
 
@@ -75,8 +80,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     layout = current_layout()
     if layout is None:
         return x
-    names = (name if size % layout.shards(name) == 0 else None for size, name in zip(x.shape, axes, strict=True))
-    return jax.lax.with_sharding_constraint(x, layout.sharding(*names))
+    return jax.lax.with_sharding_constraint(x, layout.fitting(x.shape, *axes))
 
 
 def constrain_groups(x: jax.Array) -> jax.Array:

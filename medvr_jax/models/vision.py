@@ -20,11 +20,13 @@ from medvr_jax.models.config import VisionConfig
 from medvr_jax.models.layers import (
     Initialiser,
     Weights,
+    axes_of,
     layer_norm,
     linear,
     quick_gelu,
     rms_norm,
     run_stack,
+    used,
     weights_of,
 )
 from medvr_jax.models.partitioning import constrain_groups
@@ -94,11 +96,11 @@ class VisionTower(nnx.Module):
     def __call__(self, images: ImageBatch, remat: str = "none", attention: AttentionBackend = XLA) -> jax.Array:
         """Features [I, S // merge², D] in the processor's order; rows of padding are finite and mean nothing."""
         config = self.config
-        x = linear(images.patches.astype(self.dtype), self.patch_kernel[...])
+        x = linear(images.patches.astype(self.dtype), used(self.patch_kernel))
         views = {True: _whole_rows(images, config)}
         if config.has_windows:
             views[False] = _windows(images, config)
-        stack = weights_of(self.blocks)
+        stack, axes = weights_of(self.blocks), axes_of(self.blocks)
         first = 0
         for full, run in itertools.groupby(range(config.depth), lambda block: block in config.full_attention_blocks):
             count = len(list(run))
@@ -106,6 +108,7 @@ class VisionTower(nnx.Module):
                 lambda x, weights, view=views[full]: vision_block(x, weights, view, config, attention),
                 x,
                 {name: value[first : first + count] for name, value in stack.items()},
+                axes,
                 unroll=count < SCAN_FROM and remat == "none",
                 remat=remat,
             )
@@ -117,8 +120,8 @@ class VisionTower(nnx.Module):
         images, patches, width = x.shape
         unit = self.config.merge_unit
         x = _norm(x, weights_of(self), "merger_norm", self.config).reshape(images, patches // unit, unit * width)
-        x = jax.nn.gelu(linear(x, self.merger_in_kernel[...], self.merger_in_bias[...]), approximate=False)
-        return linear(x, self.merger_out_kernel[...], self.merger_out_bias[...])
+        x = jax.nn.gelu(linear(x, used(self.merger_in_kernel), used(self.merger_in_bias)), approximate=False)
+        return linear(x, used(self.merger_out_kernel), used(self.merger_out_bias))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from medvr_jax.models.features import image_features
 from medvr_jax.models.partitioning import bind
 from medvr_jax.planning import abstract
 from medvr_jax.planning.abstract import AbstractRun
-from medvr_jax.rollout.engine import prompt_cache_shardings, rollout_programs, state_shardings
+from medvr_jax.rollout.engine import crop_feature_sharding, prompt_cache_shardings, rollout_programs, state_shardings
 from medvr_jax.training import sharding
 from medvr_jax.training.state import make_cast, make_optimizer
 from medvr_jax.training.update import TrainBatch, make_scorer, make_update
@@ -79,7 +79,7 @@ def step_programs(run: AbstractRun) -> list[Program]:
     features = jax.ShapeDtypeStruct(
         (groups, slots, settings.crop_patches // run.backbone.vision.merge_unit, run.backbone.text.hidden_size),
         inputs.features.dtype,
-        sharding=by_group,
+        sharding=crop_feature_sharding(layout, slots),
     )
     # Until the last turn has been served, the crops' features of all turns before stay.
     # So do all parts' tokens, and what the update reads beside them.

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from medvr_jax import distributed
 from medvr_jax.inputs.batches import PromptBatch, batch_prompts
@@ -93,6 +94,9 @@ class RolloutEngine:
         self.tool_turns = settings.max_turns - 1 if tools else 0  # Z: turns after which a crop may come back
         self.crop_features = settings.crop_patches // config.vision.merge_unit  # F: feature rows per crop
         self._prefill, self._decode, self._serve = rollout_programs(graphdef, settings, layout)
+        self._no_features = jax.jit(
+            _no_features, static_argnums=(1, 2), out_shardings=crop_feature_sharding(layout, settings.trajectories)
+        )
 
     def run(self, params: nnx.State, prompts: Sequence[Prompt], key: jax.Array) -> Rollout:
         """One group of M trajectories for each of the B prompts.
@@ -131,8 +135,7 @@ class RolloutEngine:
 
         nothing = server.no_crops()
         while len(features) < self.tool_turns:
-            shape = (*sampled.length.shape, self.crop_features, self.config.text.hidden_size)
-            features.append(self._put(np.zeros(shape, prompt_inputs.features.dtype)))
+            features.append(self._no_features(prompt_inputs.features, settings.trajectories, self.crop_features))
             crops.append(nothing)
         rollout = Rollout(
             prompts=list(prompts),
@@ -187,7 +190,7 @@ def rollout_programs(graphdef: nnx.GraphDef, settings: RolloutSettings, layout: 
 
     What they return is laid out here: the compiler would keep arrays that begin as zeros whole on every device.
     """
-    groups = layout.sharding("groups")
+    groups, features = layout.sharding("groups"), crop_feature_sharding(layout, settings.trajectories)
     cache, state = prompt_cache_shardings(layout), state_shardings(layout)
 
     def jitted(function: Callable[..., Any], results: Any, **options: Any) -> Callable[..., Any]:
@@ -196,8 +199,14 @@ def rollout_programs(graphdef: nnx.GraphDef, settings: RolloutSettings, layout: 
     return RolloutPrograms(
         prefill=jitted(functools.partial(_prefill, graphdef, settings), (groups, cache, state)),
         decode=jitted(functools.partial(_decode, graphdef, settings), state, donate_argnums=2),
-        serve=jitted(functools.partial(_serve, graphdef), (state, groups), donate_argnums=2),
+        serve=jitted(functools.partial(_serve, graphdef), (state, features), donate_argnums=2),
     )
+
+
+def crop_feature_sharding(layout: Layout, trajectories: int) -> NamedSharding:
+    """Where crops' features [B, M, F, D] wait for the update."""
+    groups = layout.shards("groups")
+    return layout.fitting((groups, trajectories), "groups", "waiting_trajectories")
 
 
 def prompt_cache_shardings(layout: Layout) -> PromptCache:
@@ -251,6 +260,11 @@ def _decode(
     """Samples until the host is needed."""
     rules = loop.LoopSettings(settings.temperature, settings.base_slots, settings.evr)
     return loop.decode(nnx.merge(graphdef, params), cache, state, key, prompt_ids, tables, rules)
+
+
+def _no_features(like: jax.Array, trajectories: int, count: int) -> jax.Array:
+    """`[B, M, F, D]` of zeros for F = `count`, like prompts' features `[B, ..., D]`."""
+    return jnp.zeros((like.shape[0], trajectories, count, like.shape[-1]), like.dtype)
 
 
 def _serve(

@@ -16,7 +16,7 @@ from flax import nnx
 
 from medvr_jax.inputs.chat import Prompt
 from medvr_jax.models.partitioning import Layout
-from medvr_jax.rollout.engine import RolloutEngine
+from medvr_jax.rollout.engine import RolloutEngine, crop_feature_sharding
 from medvr_jax.rollout.trajectories import Rollout
 
 _ON_DEVICES = ("prompt_inputs", "tokens", "positions", "feature_index", "crop_features")
@@ -41,7 +41,9 @@ class PartedRollout:
 
             return jax.tree.map(leaf, *parts)
 
-        self._join: Callable[[Sequence[Any]], Any] = jax.jit(join, out_shardings=layout.sharding("groups"))
+        shardings = dict.fromkeys(_ON_DEVICES, layout.sharding("groups"))
+        shardings["crop_features"] = crop_feature_sharding(layout, engine.settings.trajectories)
+        self._join: Callable[[Sequence[Any]], Any] = jax.jit(join, out_shardings=shardings)
 
     def run(self, params: nnx.State, prompts: Sequence[Prompt], key: jax.Array) -> Rollout:
         """As `RolloutEngine.run`."""

@@ -32,13 +32,13 @@ SAMPLING: Mapping[str, MeshAxes] = {
     "vocabulary": "tensor",
     "vision_heads": "tensor",
     "vision_mlp": "tensor",
+    "waiting_trajectories": "tensor",  # crops' features, from the rollout to the update
 }
-# What is kept between layers for the backward pass is split over `tensor` too, by trajectories and prompt tokens.
 TRAINING: Mapping[str, MeshAxes] = SAMPLING | {
     "embed": "fsdp",
     "vision_embed": "fsdp",
-    "kept_trajectories": "tensor",
-    "kept_tokens": "tensor",
+    "residual_trajectories": "tensor",
+    "residual_tokens": "tensor",
 }
 _ATTENTION_PLATFORMS = {"splash": "tpu", "fused": "gpu"}
 
