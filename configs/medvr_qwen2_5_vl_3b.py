@@ -30,6 +30,8 @@ def get_config() -> ConfigDict:
     config.data.prompts_per_step = 32
     config.data.evaluation_batch = 128
 
+    config.grpo.micro_batch_groups = 8
+
     config.prompt.bucket = 1536
     config.prompt.patches = 2048
     config.prompt.max_pixels = 2048 * 14 * 14  # 512 visual tokens

@@ -396,4 +396,4 @@ def _nearest(name: str, names: Iterable[str]) -> str:
         pairs = ((name, known), (name.rpartition(".")[2], known.rpartition(".")[2]))
         return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
 
-    return max(names, key=likeness)
+    return max(names, key=lambda known: (likeness(known), -len(known)))

@@ -156,8 +156,9 @@ def run() -> None:
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
-        print(f"medvr_jax: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"medvr_jax: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(2)  # threads that read a damaged checkpoint would go on to print what they think of it
     except KeyboardInterrupt:
         print("medvr_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         sys.exit(130)

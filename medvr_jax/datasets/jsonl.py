@@ -50,7 +50,7 @@ def read_jsonl(path: str | Path, image_folder: str | Path, *, field: str = "data
 
 def _parse_line(line: str, where: str, folder: Path, default_id: str) -> Example:
     try:
-        record = json.loads(line)
+        record = json.loads(line.rstrip())
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
     if not isinstance(record, dict):

@@ -79,6 +79,12 @@ def load_encoder(folder: str | Path, system: str, **settings: int | None) -> Enc
     if not encoder.tokenizer.chat_template:
         raise UserError(f"model.path: {folder} holds no chat template; chat_template.jinja is needed")
     _refuse_reserved(encoder, system, "prompt.system")
+    try:
+        encoder.tokenizer.apply_chat_template([{"role": "user", "content": []}], tokenize=False)
+    except Exception as error:  # Jinja's, or whatever the template raises
+        raise UserError(
+            f"model.path: the chat template of {folder} cannot be used ({type(error).__name__}: {error})"
+        ) from error
     return encoder
 
 

@@ -245,9 +245,8 @@ def entropy_bars(record: Trajectory) -> str:
     top, length = max(*known, 0.1), len(values)
     bars = "".join(f"M{i + 0.5} 10V{10 - 10 * v / top:.2f}" for i, v in enumerate(values) if v)
     shared, fork = "", record["fork_position"]
-    if fork is not None and 0 < fork <= length:
-        # Response slot 0 is the prompt's last token, which the record leaves out.
-        shared = f'<rect class="shared" width="{fork - 1}" height="10"/>'
+    if fork is not None and 0 < fork < length:
+        shared = f'<rect class="shared" width="{fork}" height="10"/>'
     caption = f"Entropy of each token: mean {number(sum(known) / len(known))}, largest {number(max(known))} nats"
     caption += "; shaded: shared with its parent" if shared else ""
     return (
@@ -268,6 +267,15 @@ _COLUMNS = (
 )
 
 
+def decision_outcome(decision: Mapping[str, Any]) -> str:
+    """In words: too certain, or u ≥ P, or no free slot, or a fork."""
+    if not decision["eligible"]:
+        return "ΔH too small"
+    if not decision["asked"]:
+        return "lost the draw"
+    return "granted" if decision["granted"] else "no free slot"
+
+
 def decisions_table(decisions: Sequence[Mapping[str, Any]]) -> str:
     """Every fork decision of a trajectory, with the numbers it rests on."""
     if not decisions:
@@ -277,7 +285,7 @@ def decisions_table(decisions: Sequence[Mapping[str, Any]]) -> str:
     for decision in decisions:
         cells = "".join(f"<td>{number(decision.get(key))}</td>" for key, _ in _COLUMNS)
         child = decision.get("child")
-        fate = "not asked" if not decision["asked"] else "asked, no room" if not decision["granted"] else "granted"
+        fate = decision_outcome(decision)
         fate += f": slot {int(child)}" if decision["granted"] and child is not None else ""
         rows += f"<tr>{cells}<td>{escape(fate)}</td></tr>"
     return (

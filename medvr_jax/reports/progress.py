@@ -34,7 +34,7 @@ class Progress:
     """Tells the progress of `total` items, of which `start` were done before; a context manager.
 
     Lines that last: one per update, but at most one a second. On a terminal what lies between is shown too and
-    overwritten. The rate leaves out the first item, which also compiles, as soon as there is a second.
+    overwritten. The rate leaves out the first item, which also compiles: there is none before the second.
     """
 
     def __init__(
@@ -60,12 +60,14 @@ class Progress:
         """`done` items of the total are done; `text` says what is worth knowing about the last one."""
         now = self._clock()
         began, first = self._mark
-        each = (now - began) / max(done - first, 1)
-        if not self._warm:
+        self._done, finished = done, done >= self._total
+        if self._warm or finished:
+            each = (now - began) / max(done - first, 1)
+            left = (self._total - done) * each
+            self._rate = f"{rate(each)}, " + ("done" if finished else f"{duration(left)} to go")
+        else:
+            self._rate = f"the first in {duration(now - began)}"
             self._mark, self._warm = (now, done), True
-        self._done = done
-        left = (self._total - done) * each
-        self._rate = f"{rate(each)}, " + (f"{duration(left)} to go" if done < self._total else "done")
         lasting = now - self._last_line >= _LINE_SECONDS or done >= self._total
         if lasting:
             self._last_line = now

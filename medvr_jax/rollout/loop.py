@@ -69,11 +69,12 @@ class Draw(NamedTuple):
 
 
 class Asks(NamedTuple):
-    """Fork decisions of one step, `[B, M]` each: `decided` rows have closed a box or are asked again; `asked` are those
-    with Delta H above the threshold; `position` is the first coordinate slot, `passes` the pass (0 = at closing)."""
+    """Fork decisions of one step, `[B, M]` each: `decided` rows closed a box or are looked at again, `eligible` are
+    those with Delta H above the threshold; `position` is the first coordinate slot, `passes` the pass (0 = at closing).
+    """
 
     decided: jax.Array
-    asked: jax.Array
+    eligible: jax.Array
     position: jax.Array
     passes: jax.Array
     h_base: jax.Array
@@ -231,8 +232,8 @@ def track_coordinates(
     h_base = base_sum / jnp.maximum(base_count, 1)
     h_tool = evr.window_mean(window, window_count)
     decided = closes & is_base & (window_count > 0)
-    asked = decided & (h_tool - h_base > settings.evr.threshold)
-    asks = Asks(decided, asked, forks.list_start, jnp.zeros_like(forks.list_start), h_base, h_tool)
+    eligible = decided & (h_tool - h_base > settings.evr.threshold)
+    asks = Asks(decided, eligible, forks.list_start, jnp.zeros_like(forks.list_start), h_base, h_tool)
 
     return dataclasses.replace(
         forks,
@@ -244,7 +245,7 @@ def track_coordinates(
         list_start=jnp.where(opens, slot + 1, forks.list_start),
         window=window,
         window_count=jnp.where(opens, 0, window_count),
-        eligible=jnp.where(decided, asked, forks.eligible),
+        eligible=jnp.where(decided, eligible, forks.eligible),
         eligible_start=jnp.where(decided, forks.list_start, forks.eligible_start),
         eligible_h_base=jnp.where(decided, h_base, forks.eligible_h_base),
         eligible_h_tool=jnp.where(decided, h_tool, forks.eligible_h_tool),
@@ -266,7 +267,7 @@ def spend_fork_budget(state: RolloutState, asks: Asks, keys: jax.Array, settings
     again = eligible & (waiting & room)[:, None] & ~asks.decided & settings.evr.repeated
     asks = Asks(
         decided=asks.decided | again,
-        asked=asks.asked | again,
+        eligible=asks.eligible | again,
         position=jnp.where(again, forks.eligible_start, asks.position),
         passes=jnp.where(again, forks.passes[:, None] + 1, asks.passes),
         h_base=jnp.where(again, forks.eligible_h_base, asks.h_base),
@@ -291,16 +292,17 @@ def spend_fork_budget(state: RolloutState, asks: Asks, keys: jax.Array, settings
 
 
 def _grant(state: RolloutState, asks: Asks, keys: jax.Array, settings: evr.EvrSettings) -> RolloutState:
-    """Draws u for each asker, forks where u < P and a slot is free, and writes the record."""
+    """Draws u for each eligible row: it asks for a fork where u < P, and gets a free slot. Writes the record."""
     delta_h = asks.h_tool - asks.h_base
     probability = evr.fork_probability(delta_h, settings.p_base, settings.gamma)
     uniform = sampling.slot_uniforms(keys, asks.position, asks.passes)
-    assignment = evr.assign_slots(asks.asked & (uniform < probability), state.status == EMPTY)
+    asked = asks.eligible & (uniform < probability)
+    assignment = evr.assign_slots(asked, state.status == EMPTY)
     state = fork(state, assignment, asks.position)
     slot = jnp.broadcast_to(jnp.arange(delta_h.shape[1]), delta_h.shape)
     columns = {
         "slot": slot, "position": asks.position, "pass": asks.passes, "h_base": asks.h_base, "h_tool": asks.h_tool,
-        "delta_h": delta_h, "probability": probability, "u": uniform, "asked": asks.asked,
+        "delta_h": delta_h, "probability": probability, "u": uniform, "eligible": asks.eligible, "asked": asked,
         "granted": assignment.granted, "child": assignment.child,
     }  # fmt: skip
     rows = jnp.stack([columns[name].astype(jnp.float32) for name in DECISION_FIELDS], axis=-1)

@@ -17,7 +17,8 @@ BASE, FORK, FRESH = 0, 1, 2
 
 # One row of the decision record, all float32 (the integers among them stay far below 2**24).
 DECISION_FIELDS = (
-    "slot", "position", "pass", "h_base", "h_tool", "delta_h", "probability", "u", "asked", "granted", "child",
+    "slot", "position", "pass", "h_base", "h_tool", "delta_h", "probability", "u", "eligible", "asked", "granted",
+    "child",
 )  # fmt: skip
 
 

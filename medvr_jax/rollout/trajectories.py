@@ -109,7 +109,7 @@ class Rollout:
 
 
 _WHOLE = frozenset({"slot", "position", "pass", "child"})
-_FLAGS = frozenset({"asked", "granted"})
+_FLAGS = frozenset({"eligible", "asked", "granted"})
 
 
 def read_decisions(record: np.ndarray, count: int) -> list[dict[str, Any]]:

@@ -13,7 +13,10 @@ from medvr_jax.training.rewarding import Rewards, prediction
 
 
 def rollout_records(rollout: Rollout, rewards: Rewards, step: int, groups: Sequence[int]) -> list[dict[str, Any]]:
-    """The trajectories of a rollout, group after group. Token arrays start behind the prompt's last token.
+    """The trajectories of a rollout, group after group.
+
+    Token arrays start behind the prompt's last token, and positions are indices into them: a fork shares
+    `token_ids[:fork_position]` with its parent.
 
     groups: for each group of the rollout its number in the step's batch.
     """
@@ -33,7 +36,7 @@ def _record(rollout: Rollout, rewards: Rewards, b: int, m: int) -> dict[str, Any
         "slot": m,
         "origin": trajectory.origin,
         "parent": trajectory.parent,
-        "fork_position": trajectory.fork_position,
+        "fork_position": None if trajectory.fork_position is None else trajectory.fork_position - 1,
         "question": example.question,
         "options": list(example.options),
         "answer": example.answer,
@@ -62,7 +65,7 @@ def _record(rollout: Rollout, rewards: Rewards, b: int, m: int) -> dict[str, Any
         "advantage": float(rewards.advantages[b, m]),
         "consensus_iou": float(rewards.iou[b, m]),
         "decisions": [
-            {name: value for name, value in decision.items() if name != "slot"}
+            {name: value for name, value in decision.items() if name != "slot"} | {"position": decision["position"] - 1}
             for decision in rollout.decisions[b]
             if decision["slot"] == m
         ],

@@ -12,6 +12,7 @@ from flax import nnx
 
 from medvr_jax import assembly, distributed
 from medvr_jax.datasets.example import Example
+from medvr_jax.errors import UserError
 from medvr_jax.evaluation.greedy import predict, summarise
 from medvr_jax.inputs.chat import encode_prompts
 from medvr_jax.rollout.parts import PartedRollout
@@ -142,9 +143,20 @@ class Trainer:
         for _ in range(updates):
             self.state, metrics = self._update(self.state, self._reference, batch, self._banned)
             history.append(jax.device_get(metrics))
+            refuse_broken(history[-1])
         # Drift compares the sampler with the very policy it sampled from: the first update's.
         means = {name: float(np.mean([m[name] for m in history])) for name in history[0]}
         return means | {"sampler_drift": float(history[0]["sampler_drift"])}
+
+
+def refuse_broken(metrics: dict[str, Any]) -> None:
+    """UserError where an update came to no finite number: training on would destroy the policy."""
+    for name in ("loss", "grad_norm"):
+        if not np.isfinite(metrics[name]):
+            raise UserError(
+                f"optimizer.learning_rate: the update's {name} is {float(metrics[name])}, a finite number is needed;"
+                " try a smaller rate, or see whether the weights in model.path are sound (the last checkpoint is kept)"
+            )
 
 
 def make_train_state(parts: assembly.Parts) -> tuple[TrainState, Any]:

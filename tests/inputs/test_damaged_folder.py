@@ -20,6 +20,7 @@ from tests.inputs.tiny import TINY
         ("tokenizer.json", "{broken"),
         ("preprocessor_config.json", "[1]"),
         ("chat_template.jinja", None),
+        ("chat_template.jinja", "{% for x in %}"),
         ("tokenizer_config.json", None),
         ("config.json", "{broken"),
     ],

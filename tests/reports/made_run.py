@@ -118,6 +118,7 @@ def made_group(rng: np.random.Generator, step: int, group: int, size: int, skill
                     "delta_h": h_tool - h_base,
                     "probability": min(0.5 + 0.5 * (h_tool - h_base), 1.0),
                     "u": 0.2,
+                    "eligible": True,
                     "asked": True,
                     "granted": True,
                     "child": slot,

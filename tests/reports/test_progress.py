@@ -52,7 +52,7 @@ def test_log_has_one_line_per_update_and_rate_without_the_first() -> None:
             progress.update(done, f"reward {done}")
     lines = stream.getvalue().splitlines()
     assert lines == [
-        "train 1/4 | 30 s each, 1 min 30 s to go | reward 1",
+        "train 1/4 | the first in 30 s | reward 1",
         "train 2/4 | 2 s each, 4 s to go | reward 2",
         "train 3/4 | 2 s each, 2 s to go | reward 3",
         "train 4/4 | 2 s each, done | reward 4",

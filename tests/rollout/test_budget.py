@@ -163,7 +163,7 @@ def test_forks_happen_with_probability_p(p_base: float) -> None:
 def test_groups_do_not_touch_each_other() -> None:
     asks = asks_for([1], 3)
     only_second = jnp.array([False, True, False])[:, None]
-    asks = asks._replace(decided=asks.decided & only_second, asked=asks.asked & only_second)
+    asks = asks._replace(decided=asks.decided & only_second, eligible=asks.eligible & only_second)
     state = spend(state_with(ACTIVE, 3), asks, CERTAIN)
     np.testing.assert_array_equal((np.asarray(state.origin) == FORK).sum(1), [0, 1, 0])
     np.testing.assert_array_equal(state.forks.decision_count, [0, 1, 0])

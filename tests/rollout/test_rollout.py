@@ -135,9 +135,10 @@ def test_fork_decisions_equal_float64(
             )
             probability = min(max(evr.p_base + evr.gamma * delta, 0.0), 1.0)
             assert abs(decision["probability"] - probability) <= 1e-4
-            assert decision["asked"] == (delta > evr.threshold)
+            assert decision["eligible"] == (delta > evr.threshold)
+            assert decision["asked"] == (decision["eligible"] and decision["u"] < decision["probability"])
             if decision["granted"]:
-                assert decision["asked"] and decision["u"] < decision["probability"]
+                assert decision["asked"]
                 child = rollout.trajectories[b][decision["child"]]
                 assert (child.origin, child.parent, child.fork_position) == ("fork", m, first)
             seen += 1

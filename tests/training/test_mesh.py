@@ -87,7 +87,7 @@ def single(kv_heads: int) -> tuple[dict[str, Any], nnx.State]:
 
 @pytest.mark.parametrize(
     ("data", "fsdp", "tensor", "kv_heads"),
-    [(8, 1, 1, 2), (1, 8, 1, 2), (2, 2, 2, 2), (1, 2, 4, 4), (1, 2, 4, 2), (2, 1, 4, 2), (4, 1, 2, 4)],
+    [(8, 1, 1, 2), (1, 8, 1, 2), (2, 2, 2, 2), (1, 2, 4, 4), (1, 2, 4, 2), (4, 1, 2, 4)],
 )
 def test_eight_devices_give_what_one_gives(data: int, fsdp: int, tensor: int, kv_heads: int) -> None:
     metrics, gradient = gradient_on(case(kv_heads), MeshShape(data, fsdp, tensor), 8)

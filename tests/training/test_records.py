@@ -8,11 +8,13 @@ import pytest
 
 from medvr_jax import assembly
 from medvr_jax.datasets.example import Example
+from medvr_jax.errors import UserError
 from medvr_jax.inputs.boxes import ZoomBox
 from medvr_jax.inputs.chat import Prompt
 from medvr_jax.rollout.trajectories import Rollout, TokenArrays, Trajectory, Turn
-from medvr_jax.training.records import rollout_metrics
+from medvr_jax.training.records import rollout_metrics, trajectory_facts
 from medvr_jax.training.rewarding import reward_rollout
+from medvr_jax.training.trainer import refuse_broken
 from tests.tiny_run import small_config
 
 
@@ -50,8 +52,16 @@ def made_rollout() -> Rollout:
 def test_the_tool_reward_is_what_entered_the_total(tool: str, expected: float) -> None:
     settings = assembly.reward_settings(small_config(rewards__tool=tool))
     rollout = made_rollout()
-    figures = rollout_metrics(rollout, reward_rollout(rollout, 1, settings))
+    figures = rollout_metrics(trajectory_facts(rollout, reward_rollout(rollout, 1, settings)))
     assert figures["reward/tool"] == expected
     assert figures["reward/total"] == pytest.approx(
         figures["reward/accuracy"] + figures["reward/format"] + figures["reward/tool"]
     )
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_an_update_without_finite_numbers_ends_the_run(name: str) -> None:
+    sound = {"loss": 0.5, "grad_norm": 1.0}
+    refuse_broken(sound)
+    with pytest.raises(UserError, match=f"optimizer.learning_rate: the update's {name} is nan"):
+        refuse_broken(sound | {name: float("nan")})

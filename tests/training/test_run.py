@@ -107,6 +107,21 @@ def test_a_run_leaves_what_it_promises(runs: tuple[Path, Path]) -> None:
     assert trajectory["turns"] and len(trajectory["token_ids"]) == len(trajectory["entropy"])
 
 
+def test_recorded_positions_are_indices_into_the_recorded_tokens(runs: tuple[Path, Path]) -> None:
+    """A fork shares its parent's tokens up to its position, where the parent's box begins."""
+    forks = 0
+    for file in sorted((runs[0] / "rollouts").glob("*.jsonl")):
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        for fork in (record for record in records if record["origin"] == "fork"):
+            (parent,) = (r for r in records if (r["group"], r["slot"]) == (fork["group"], fork["parent"]))
+            start = fork["fork_position"]
+            assert fork["token_ids"][:start] == parent["token_ids"][:start] and fork["sampled"][start]
+            (decision,) = (d for d in parent["decisions"] if d["granted"] and d["child"] == fork["slot"])
+            assert decision["position"] == start and decision["eligible"] and decision["asked"]
+            forks += fork["token_ids"][start] != parent["token_ids"][start]
+    assert forks  # some differ in the very first token
+
+
 def test_nothing_is_compiled_after_the_first_step(runs: tuple[Path, Path]) -> None:
     """Through checkpoints, evaluations and the end of the run."""
     counts = [row["compilations"] for row in rows(runs[0])]
