@@ -45,7 +45,7 @@ def test_workdir_remembers_its_configuration(tiny: ConfigDict, tmp_path: Path) -
         prepare_workdir(workdir, config, "train")
 
     tiny.optimizer.learning_rate = 2e-3
-    with pytest.raises(UserError, match="optimizer.learning_rate was 0.001, now 0.002"):
+    with pytest.raises(UserError, match="optimizer.learning_rate was 0.0005, now 0.002"):
         prepare_workdir(workdir, configuration.validate(tiny), "train")
 
 

@@ -184,7 +184,8 @@ def test_two_processes_read_half_each_and_write_one_folder(pair, tmp_path) -> No
     assert [worker.returncode for worker in workers] == [0, 0], results
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(pair.params))
     for output, _ in results:
-        figures = json.loads(output.splitlines()[-1])
+        (line,) = (line for line in output.splitlines() if line.startswith("{"))  # gloo writes there, too
+        figures = json.loads(line)
         assert figures["held"] < 1.3 * total  # vectors that nothing splits are on every device
         assert figures["read"] < 0.65 * total  # half, those vectors, and overlaps of pieces
     save_backbone(tmp_path / "whole", pair.config, pair.params)

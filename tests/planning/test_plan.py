@@ -57,9 +57,8 @@ def test_what_does_not_fit_says_what_to_change(capsys, tmp_path):
 
 
 def test_advice_takes_what_changes_no_result_first():
-    config = loaded(
-        SEVEN, data__prompts_per_step=64, grpo__micro_batch_groups=64, mesh__fsdp=1, data__evaluation_batch=64
-    )
+    meshes = {"mesh__data": -1, "mesh__fsdp": 1, "mesh__tensor": 1}
+    config = loaded(SEVEN, data__prompts_per_step=64, grpo__micro_batch_groups=64, data__evaluation_batch=64, **meshes)
     needs = lambda c: 10.0 * c.grpo.micro_batch_groups / c.mesh.tensor + c.grpo.kl_weight  # noqa: E731
     found = advise(config, 8, needs, 350.0)
     assert found.fits and found.changes == {"grpo.micro_batch_groups": 32}
@@ -70,8 +69,8 @@ def test_advice_takes_what_changes_no_result_first():
     ("topology", "fields", "message"),
     [
         ("v9:4", {}, "--topology: found 'v9:4'"),
-        ("h100:6", {}, "mesh: data=-1, fsdp=8, tensor=1 do not multiply to the 6 devices"),
-        ("h100:24", {}, "data.prompts_per_step: found 256, allowed are multiples of the mesh's data x fsdp = 24"),
+        ("h100:6", {}, "mesh: data=1, fsdp=-1, tensor=4 do not multiply to the 6 devices"),
+        ("h100:24", {}, "data.prompts_per_step: found 256, allowed are multiples of the mesh's data x fsdp = 6"),
         ("h100:8", {"mesh__fsdp": 1, "mesh__tensor": 8}, "mesh.tensor: found 8"),
         ("h100:8", {"model__architecture": "qwen9"}, "model.architecture: found 'qwen9', allowed are qwen2.5-vl-3b"),
         ("h100:8", {"model__architecture": ""}, "model.path: '' holds no config.json"),
