@@ -59,9 +59,10 @@ def mesh_sizes(shape: MeshShape, devices: int) -> tuple[int, int, int]:
     if sizes.count(-1) == 1 and fixed > 0 and devices % fixed == 0:
         sizes[sizes.index(-1)] = devices // fixed
     if min(sizes) < 1 or int(np.prod(sizes)) != devices:
+        tensor = int(np.gcd(max(shape.tensor, 1), devices))
         raise UserError(
             f"mesh: data={shape.data}, fsdp={shape.fsdp}, tensor={shape.tensor} do not multiply to the"
-            f" {devices} devices here; one axis may be -1"
+            f" {devices} devices here; data=1, fsdp=-1, tensor={tensor} would, with fsdp={devices // tensor}"
         )
     return sizes[0], sizes[1], sizes[2]
 

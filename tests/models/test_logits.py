@@ -86,5 +86,5 @@ def test_bfloat16_policies_stay_near_float32(sibling):
     divergence = np.asarray(jnp.sum(jnp.exp(wide) * (wide - narrow), axis=-1))
     lengths = np.array([[len(one.tokens) for one in row] for row in group.responses])
     real = np.arange(divergence.shape[-1]) < lengths[..., None]
-    print(divergence[real].mean(), [row[r].mean() for row, r in zip(divergence, real, strict=True)])
-    assert 0 < divergence[real].mean() <= 1e-3
+    print(divergence[real].mean(), divergence[real].max())
+    assert 0 < divergence[real].max() <= 1e-3
