@@ -30,7 +30,7 @@ from medvr_jax.rollout.evr import EvrSettings
 from medvr_jax.rollout.tools import Tool, system_prompt, tools_by_name
 from medvr_jax.training import sharding
 from medvr_jax.training.rewarding import RewardSettings
-from medvr_jax.training.state import OptimizerSettings
+from medvr_jax.training.state import Frozen, OptimizerSettings
 from medvr_jax.training.update import UpdateSettings
 
 
@@ -197,6 +197,11 @@ def update_settings(config: Any, mesh: Mesh) -> UpdateSettings:
         compute_dtype=config.model.compute_dtype,
         data_shards=sharding.data_shards(mesh),
     )
+
+
+def frozen_parts(config: Any) -> Frozen:
+    """The parts of the model that are not trained."""
+    return Frozen(vision_tower=config.model.freeze_vision_tower, embeddings=config.model.freeze_embeddings)
 
 
 def optimizer_settings(config: Any) -> OptimizerSettings:

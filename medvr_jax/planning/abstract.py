@@ -23,7 +23,7 @@ from medvr_jax.rollout.engine import RolloutSettings
 from medvr_jax.rollout.loop import VocabularyTables
 from medvr_jax.rollout.turns import Serving
 from medvr_jax.training import sharding
-from medvr_jax.training.state import Frozen, TrainState, optimizer_shardings, split_frozen
+from medvr_jax.training.state import TrainState, optimizer_shardings, split_frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +85,7 @@ def laid_out(tree: Any, layout: Any) -> Any:
 
 def train_state(run: AbstractRun, optimizer: optax.GradientTransformation) -> TrainState:
     """As `training.state.initial_train_state` makes it."""
-    model = run.config.model
-    frozen = Frozen(vision_tower=model.freeze_vision_tower, embeddings=model.freeze_embeddings)
-    trainable, fixed = split_frozen(run.params, frozen)
+    trainable, fixed = split_frozen(run.params, assembly.frozen_parts(run.config))
     moments = jax.eval_shape(optimizer.init, trainable)
     moments = laid_out(moments, optimizer_shardings(optimizer, trainable, run.training_layout))
     step = jax.ShapeDtypeStruct((), jnp.int32, sharding=sharding.replicated(run.mesh))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from medvr_jax import configuration
+from medvr_jax import assembly, configuration
 from medvr_jax.errors import UserError
 
 MOST_CHANGES = 4
@@ -76,8 +76,7 @@ def _same_results(config: FrozenConfigDict, devices: int) -> Iterator[tuple[str,
     for size in range(micro - 1, 0, -1):
         if config.data.prompts_per_step % size == 0:
             yield "grpo.micro_batch_groups", size
-    at_once = config.rollout.groups_at_once or config.data.prompts_per_step
-    for size in range(at_once - 1, 0, -1):
+    for size in range(assembly.groups_at_once(config) - 1, 0, -1):
         if config.data.prompts_per_step % size == 0:
             yield "rollout.groups_at_once", size
     for axis in ("fsdp", "tensor"):

@@ -114,10 +114,11 @@ def _work(plan: Plan) -> list[str]:
     chip = plan.topology.chip
     lines = []
     if chip:
+        counted = "the largest of the three alone" if compiled else "the larger of the first two, traffic not counted"
         lines += [
             f"Times are ESTIMATES, a roofline from published figures ({chip.peak / 1e12:.0f} TFLOP/s bfloat16,"
             f" {chip.bandwidth / 1e9:.0f} GB/s memory, {chip.interconnect / 1e9:.0f} GB/s sent to other devices):"
-            " the largest of the three alone, nothing lost. Real runs take longer.",
+            f" {counted}, nothing lost. Real runs take longer.",
             "",
         ]
     head = ["program", "TFLOP per device", "GB read and written"]

@@ -19,7 +19,7 @@ from medvr_jax.rollout.parts import PartedRollout
 from medvr_jax.rollout.trajectories import Rollout
 from medvr_jax.training import sharding
 from medvr_jax.training.rewarding import Rewards, reward_rollout
-from medvr_jax.training.state import Frozen, TrainState, initial_train_state, make_cast, make_optimizer
+from medvr_jax.training.state import TrainState, initial_train_state, make_cast, make_optimizer
 from medvr_jax.training.update import TrainBatch, make_scorer, make_update
 
 
@@ -162,6 +162,5 @@ def refuse_broken(metrics: dict[str, Any]) -> None:
 def make_train_state(parts: assembly.Parts) -> tuple[TrainState, Any]:
     """The state at step 0 and its optimiser."""
     optimizer = make_optimizer(assembly.optimizer_settings(parts.config))
-    model = parts.config.model
-    frozen = Frozen(vision_tower=model.freeze_vision_tower, embeddings=model.freeze_embeddings)
+    frozen = assembly.frozen_parts(parts.config)
     return initial_train_state(parts.params, optimizer, parts.training_layout, frozen), optimizer
