@@ -67,11 +67,10 @@ def measure_rates(weight_bytes: int, rows: int, dtype: str, repeats: int = 7) ->
     size = jnp.dtype(dtype).itemsize
     on_cpu = jax.devices()[0].platform == "cpu"
     count = (2**28 if on_cpu else 2**31) // 4
-    first, second = jnp.ones(count, jnp.float32), jnp.ones(count, jnp.float32)
+    arrays = [jnp.ones(count, jnp.float32) for _ in range(2)]
     add = jax.jit(jnp.add)
-    seconds = measure.best_of(lambda: add(first, second).block_until_ready(), repeats)
+    seconds = measure.best_of(lambda: add(*arrays).block_until_ready(), repeats)
     bandwidth = 3 * 4 * count / seconds
-    del first, second
     matrices = max(2, round(weight_bytes / (SIDE * SIDE * size)))
     streamed = _product_rate(matrices, matrices, rows, dtype, repeats)
     return Rates(bandwidth, streamed, _product_rate(1, max(matrices, 16), rows, dtype, repeats))
@@ -116,6 +115,4 @@ def step_work(text: TextConfig, groups: int, slots: int, prompt: int, response: 
 
 def bound(work: Work, rates: Rates) -> Bound:
     """Seconds of one step."""
-    return Bound(
-        work.bytes / rates.bandwidth, work.operations / rates.streamed, work.operations / rates.cached
-    )
+    return Bound(work.bytes / rates.bandwidth, work.operations / rates.streamed, work.operations / rates.cached)

@@ -28,7 +28,9 @@ from medvr_jax.rewards.consensus import tool_reward  # noqa: E402
 from tests.benchmarks import measure, tables  # noqa: E402
 
 TRAJECTORIES, BOXES = 16, 6
-DEFAULTS = {name: p.default for name, p in inspect.signature(tool_reward).parameters.items() if p.kind == p.KEYWORD_ONLY}
+DEFAULTS = {
+    name: p.default for name, p in inspect.signature(tool_reward).parameters.items() if p.kind == p.KEYWORD_ONLY
+}
 R, ETA, HIGH, LOW = (DEFAULTS[name] for name in ("resolution", "eta", "high", "low"))
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
 Result = tuple[np.ndarray, np.ndarray]  # rewards [B, M], IoU [B, M]
@@ -160,7 +162,7 @@ def run(groups: int, runs: int, output: str | None) -> dict:
     return tables.report(
         "consensus",
         rows,
-        protocol="rounds of one call each in turn, after one round that does not count; ours: mean of 20 calls in a row",
+        protocol="rounds of one call each in turn, after one that does not count; ours: mean of 20 calls in a row",
         sizes={"groups": groups, "trajectories": TRAJECTORIES, "boxes": BOXES, "raster": R},
         seconds=times,
         figures=closeness,

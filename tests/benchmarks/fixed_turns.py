@@ -1,4 +1,4 @@
-"""Our rollout engine with turns of fixed lengths: what is sampled never ends a turn, and every turn but the last zooms."""
+"""Our rollout engine with turns of fixed lengths: nothing sampled ends a turn, and every turn but the last zooms."""
 
 from __future__ import annotations
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import os
 import statistics
 import sys
 import time
@@ -12,10 +14,34 @@ from typing import Any
 Times = dict[str, list[float]]
 
 
+@dataclasses.dataclass
+class Quiet:
+    """Which rounds count on a machine that others use too: those in which they took at most `share` of its time.
+
+    A round that was disturbed is run again, `patience` times at most for each one that counts; then it counts.
+    """
+
+    share: float = 0.08
+    patience: int = 4
+    repeated: int = 0
+
+    def wait(self, seconds: float = 60.0) -> None:
+        """Until others leave the machine alone, but no longer than this."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            before = _busy()
+            time.sleep(0.5)
+            if _others(before, _busy()) <= self.share:
+                return
+
+
+QUIET = Quiet()
+
+
 def take_turns(
     contenders: Mapping[str, Callable[[], Any]],
     runs: int,
-    check: Callable[[str, Any], None],
+    check: Callable[[str, Any], float | None],
     prepare: Callable[[str], None] = lambda name: None,
 ) -> Times:
     """Seconds of each contender, run by run: one round to warm up (compile, allocate), then `runs` rounds that count.
@@ -24,22 +50,54 @@ def take_turns(
         contenders: functions that do the whole work and return only when it is done.
         runs: rounds.
         check: takes a contender's name and its result; raises AssertionError where it is not the work that was asked
-            for. Called for every run, outside its time.
+            for. Called for every run, outside its time. A number that it returns is what counts of the run, in seconds.
         prepare: called with a name before each of its runs, outside its time.
     """
     times: Times = {name: [] for name in contenders}
-    for run in range(runs + 1):
+    run, patience = 0, QUIET.patience * runs
+    while run <= runs:
+        if run:
+            QUIET.wait()
+        before, found = _busy(), {}
         for name, function in contenders.items():
             prepare(name)
             began = time.perf_counter()
             result = function()
-            seconds = time.perf_counter() - began
-            check(name, result)
+            found[name] = time.perf_counter() - began
+            part = check(name, result)
+            found[name] = found[name] if part is None else part
             del result
+        disturbed = _others(before, _busy())
+        shown = ", ".join(f"{name} {seconds:.4f} s" for name, seconds in found.items())
+        print(f"round {run or 'to warm up'}: {shown}; others {disturbed:.0%}", file=sys.stderr, flush=True)
+        if run and disturbed > QUIET.share and patience:
+            patience -= 1
+            QUIET.repeated += 1
+            continue
+        for name, seconds in found.items():
             if run:
                 times[name].append(seconds)
-            print(f"{name}: {'warm-up' if not run else f'run {run}'}: {seconds:.4f} s", file=sys.stderr, flush=True)
+        run += 1
     return times
+
+
+def _busy() -> tuple[float, float, float]:
+    """Seconds since some time: of all cores in all, of all cores busy, of this process; zeros where unknown."""
+    try:
+        with open("/proc/stat", encoding="utf-8") as stream:
+            ticks = [int(value) for value in stream.readline().split()[1:9]]
+    except OSError:
+        return 0.0, 0.0, 0.0
+    tick = os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) / tick, (sum(ticks) - idle) / tick, own.user + own.system
+
+
+def _others(before: tuple[float, float, float], after: tuple[float, float, float]) -> float:
+    """The share of the machine that other processes took between two readings."""
+    whole, busy, own = (b - a for a, b in zip(before, after, strict=True))
+    return max(busy - own, 0.0) / whole if whole else 0.0
 
 
 def back_to_back(function: Callable[[], Any], runs: int, check: Callable[[Any], None]) -> list[float]:

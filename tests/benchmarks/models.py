@@ -117,9 +117,7 @@ class Model:
         self, settings: RolloutSettings, encoder: Encoder, tools: dict[str, Tool], kind: type = RolloutEngine
     ) -> RolloutEngine:
         """A rollout engine, or one of a subclass."""
-        return kind(
-            self.graphdef, self.config, encoder, tools, settings, self.put, self.read, self.sampling_layout
-        )
+        return kind(self.graphdef, self.config, encoder, tools, settings, self.put, self.read, self.sampling_layout)
 
     def sizes(self) -> dict[str, Any]:
         """What a report says of the model."""

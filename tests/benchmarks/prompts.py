@@ -35,3 +35,8 @@ def make_prompt(encoder: Encoder, tokens: int, *, images: int = 1, image_side: i
     found = encode(tokens - first)
     assert len(found.token_ids) == tokens, "one word of the filler is one token"
     return found
+
+
+def make_crops(count: int, side: int) -> list[Image.Image]:
+    """Different square pictures of about this side."""
+    return [Image.open(io.BytesIO(make_image(side + 76, 1000 + i))).convert("RGB") for i in range(count)]
