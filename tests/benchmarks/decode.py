@@ -29,20 +29,11 @@ import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from medvr_jax.rollout import sampling  # noqa: E402
-from medvr_jax.rollout.engine import RolloutSettings  # noqa: E402
 from tests.benchmarks import bounds, measure, models, peers, tables  # noqa: E402
-from tests.benchmarks.fixed_turns import FixedTurnEngine  # noqa: E402
+from tests.benchmarks.fixed_turns import FixedTurns, make_engine  # noqa: E402
 from tests.benchmarks.prompts import make_prompt  # noqa: E402
 
 SLOTS = 16
-
-
-def settings_of(prompt_tokens: int, steps: int) -> RolloutSettings:
-    """One turn of `steps` sampled tokens, no forks."""
-    return RolloutSettings(
-        trajectories=SLOTS, temperature=1.0, max_turns=1, response_length=steps + 1, observation_length=8,
-        prompt_bucket=prompt_tokens - 1, prompt_images=1, prompt_patches=4, crop_patches=4, evr=None,
-    )  # fmt: skip
 
 
 def head_cost(model: models.Model, repeats: int = 7) -> dict[str, float]:
@@ -76,11 +67,12 @@ def measure_model(
     """The table's row, the seconds per step run by run, and the figures behind the bound."""
     encoder = models.make_encoder(model.folder, prompt_side=28, crop_side=28)
     prompt = make_prompt(encoder, prompt_tokens, images=0)
-    engine = model.engine(settings_of(prompt_tokens, steps), encoder, {}, FixedTurnEngine)
+    turns = FixedTurns((steps,), 0, lambda trajectory, turn: (0, 0, 28, 28))
+    engine = make_engine(model, encoder, turns, slots=SLOTS, prompt_tokens=prompt_tokens, images=0)
     peer = peers.load_peer(model.folder, model.dtype)
     dtype = next(peer.parameters()).dtype
     repeated = peers.make_inputs(np.tile(prompt.token_ids, (SLOTS, 1)), [], encoder.image_id, dtype)
-    decoding = engine.start(model.params, [prompt], steps)
+    decoding = engine.start(model.params, [prompt])
     clocks: dict[str, peers.StepClock] = {}
 
     def prepare(name: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,48 +10,111 @@ import jax
 import numpy as np
 from flax import nnx
 
-from medvr_jax.inputs.chat import Prompt
-from medvr_jax.rollout import loop
-from medvr_jax.rollout.engine import RolloutEngine
-from medvr_jax.rollout.state import ACTIVE, DONE, TURN_ENDED, RolloutState
-from medvr_jax.rollout.tools import ToolCall, ZoomIn, run_tool_call
+from medvr_jax.inputs.batches import batch_prompts
+from medvr_jax.inputs.chat import Encoder, Prompt
+from medvr_jax.rollout.engine import RolloutEngine, RolloutSettings, cache_length
+from medvr_jax.rollout.state import DONE, RolloutState
+from medvr_jax.rollout.tools import ToolCall, ToolResult, ZoomIn, run_tool_call
 from medvr_jax.rollout.trajectories import TokenArrays, Turn
-from medvr_jax.rollout.turns import Sampled, Serving, TurnServer
+from medvr_jax.rollout.turns import Sampled, Serving, TurnServer, WaitingRow
+from tests.benchmarks.models import Model
 
 Box = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedTurns:
+    """What every trajectory does.
+
+    Attributes:
+        sampled: tokens that the policy samples in each turn.
+        observation: tokens of the observation after each turn but the last.
+        box: (trajectory, turn) -> the box of its zoom, in pixels of the resized image.
+    """
+
+    sampled: tuple[int, ...]
+    observation: int
+    box: Callable[[int, int], Box]
+
+    @property
+    def response_length(self) -> int:
+        """T: the prompt's last token, then all turns and observations."""
+        return 1 + sum(self.sampled) + self.observation * (len(self.sampled) - 1)
+
+    def stop_at(self, turn: int) -> int:
+        """Length of a response at the end of this turn."""
+        return 1 + sum(self.sampled[: turn + 1]) + self.observation * turn
+
+    def zoom(self, prompt: Prompt, image: Any, trajectory: int, turn: int) -> ToolResult:
+        """What the tool returns to this trajectory after this turn."""
+        call = ToolCall(ZoomIn.name, {"bbox_2d": list(self.box(trajectory, turn))})
+        result = run_tool_call(call, {ZoomIn.name: ZoomIn()}, image, prompt.images[0])
+        assert result.image is not None, result.error
+        return result
 
 
 class FixedTurnServer(TurnServer):
     """Serves every row after every turn but the last with a crop of the row's own box."""
 
-    boxes: Callable[[int, int], Box]  # (trajectory, turn) -> box in pixels of the resized image
+    turns: FixedTurns
 
     def serve(self, sampled: Sampled, *, last_turn: bool) -> Serving:
         """See `TurnServer.serve`; the boxes do not come from what was sampled."""
-        serving = self._empty_serving(sampled)
-        slots = sampled.length.shape[1]
-        images: list[Any] = [None] * sampled.length.size
+        serving, waiting = self._empty_serving(sampled), []
         for b, m in np.ndindex(*sampled.length.shape):
             turn = len(self._turns[b][m])
+            assert sampled.length[b, m] == self.turns.stop_at(turn)
             if last_turn:
                 serving.status[b, m] = DONE
                 self._turns[b][m].append(Turn("", called=False))
                 continue
-            call = ToolCall(ZoomIn.name, {"bbox_2d": list(self.boxes(m, turn))})
-            result = run_tool_call(call, self._tools, self._original(b), self._prompts[b].images[0])
-            assert result.image is not None, result.error
-            observation = self._observe(b, result, int(sampled.next_position[b, m]))
-            count = len(observation.token_ids)
-            assert count <= self._observation_length
-            self._turns[b][m].append(Turn("", True, result.call_box, result.zoom, "crop"))
-            serving.status[b, m] = ACTIVE
-            serving.tokens[b, m, :count] = observation.token_ids
-            serving.positions[b, m, :count] = observation.positions
-            serving.feature_index[b, m, :count] = observation.feature_index
-            serving.counts[b, m] = count
-            serving.next_position[b, m] = observation.next_position
-            images[b * slots + m] = observation.image
-        return dataclasses.replace(serving, crops=self._pack(images))
+            result = self.turns.zoom(self._prompts[b], self._original(b), m, turn)
+            waiting.append(WaitingRow(b, m, "", result, int(sampled.length[b, m]), ended_properly=True))
+        self.observe(serving, waiting)
+        assert last_turn or (serving.counts == self.turns.observation).all()
+        return serving
+
+
+class FixedTurnEngine(RolloutEngine):
+    """A rollout engine whose turns have the lengths of `turns`; what would end one is never sampled."""
+
+    turns: FixedTurns
+
+    def stop_at(self, turn: int) -> int:
+        """See `RolloutEngine.stop_at`."""
+        return self.turns.stop_at(turn)
+
+    def turn_server(self, prompts: Sequence[Prompt]) -> TurnServer:
+        """See `RolloutEngine.turn_server`."""
+        settings = self.settings
+        server = FixedTurnServer(
+            prompts,
+            settings.trajectories,
+            self.encoder,
+            self.tools,
+            observation_length=settings.observation_length,
+            response_length=settings.response_length + 1,  # room for one token after the last observation is not needed
+            crop_features=settings.crop_features,
+        )
+        server.turns = self.turns
+        return server
+
+    def start(self, params: nnx.State, prompts: Sequence[Prompt]) -> Decoding:
+        """Prefills; the returned object decodes the first turn from there."""
+        settings, programs = self.settings, self.programs
+        batch = batch_prompts(
+            prompts, settings.prompt_bucket, settings.prompt_images, settings.prompt_patches, self.config.vision
+        )
+        device_batch = self._put(batch)
+        features = programs.encode(params, device_batch.images)
+        weights = programs.slice(params)
+        _, cache, state = jax.block_until_ready(programs.prefill(params, device_batch, features))
+        fixed = (jax.random.key(0), device_batch.prompt_ids, np.int32(self.stop_at(0)))
+
+        def program(state: RolloutState) -> RolloutState:
+            return self._decode(params, weights, cache, state, *fixed)
+
+        return Decoding(program, state, self._read)
 
 
 @dataclasses.dataclass
@@ -77,68 +139,48 @@ class Decoding:
         """The sampled tokens."""
         return TokenArrays(**self.read({f.name: getattr(state, f.name) for f in dataclasses.fields(TokenArrays)}))
 
-
-class FixedTurnEngine(RolloutEngine):
-    """A rollout engine whose turns end at the response slots `stops`."""
-
-    stops: tuple[int, ...] = ()
-    boxes: Callable[[int, int], Box] | None = None
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        banned = np.zeros_like(self.tables.banned)
-        banned[: len(self.encoder.tokenizer)] = self.tables.banned[: len(self.encoder.tokenizer)]
-        banned |= self.tables.end_of_turn
-        self.tables = dataclasses.replace(self.tables, banned=banned)
-
-    def start(self, params: nnx.State, prompts: Sequence[Prompt], steps: int) -> Decoding:
-        """Prefills; the returned object decodes `steps` tokens from there."""
-        from medvr_jax.inputs.batches import batch_prompts
-
-        settings = self.settings
-        batch = batch_prompts(
-            prompts, settings.prompt_bucket, settings.prompt_images, settings.prompt_patches, self.config.vision
-        )
-        device_batch = self._put(batch)
-        _, cache, state = jax.block_until_ready(self._prefill(params, device_batch))
-        key = jax.random.key(0)
-
-        def program(state: RolloutState) -> RolloutState:
-            return self._decode(params, cache, state, key, device_batch.prompt_ids, self.tables)
-
-        return Decoding(program, state, self._read)
-
-    def _turn_server(self, prompts: Sequence[Prompt]) -> TurnServer:
-        settings = self.settings
-        server = FixedTurnServer(
-            prompts,
-            settings.trajectories,
-            self.encoder,
-            self.tools,
-            observation_length=settings.observation_length,
-            response_length=settings.response_length,
-            crop_patches=settings.crop_patches,
-            vision=self.config.vision,
-        )
-        server.boxes = self.boxes
-        return server
+    def cache_slots(self, state: RolloutState) -> int:
+        """Slots of the response cache at the end."""
+        return cache_length(state)
 
 
-def end_turns_at(stops: Sequence[int]) -> None:
-    """Makes the loop end every turn at these slots."""
-    original = loop.append
+def make_engine(
+    model: Model,
+    encoder: Encoder,
+    turns: FixedTurns,
+    *,
+    slots: int,
+    prompt_tokens: int,
+    images: int = 1,
+    response_length: int = 0,
+) -> FixedTurnEngine:
+    """An engine for groups of M = `slots` trajectories behind prompts of `prompt_tokens` tokens, without forks.
 
-    @functools.wraps(original)
-    def append(state: RolloutState, draw: Any, end_of_turn: jax.Array) -> RolloutState:
-        new = original(state, draw, end_of_turn)
-        here = draw.active & _isin(new.length, stops)
-        return new.replace(status=jax.numpy.where(here, TURN_ENDED, new.status))
-
-    loop.append = append
-
-
-def _isin(length: jax.Array, stops: Sequence[int]) -> jax.Array:
-    found = jax.numpy.zeros_like(length, bool)
-    for stop in stops:
-        found = found | (length == stop)
-    return found
+    `response_length`: T, where it is to be longer than the turns are.
+    """
+    vision = model.config.vision
+    settings = RolloutSettings(
+        trajectories=slots,
+        temperature=1.0,
+        max_turns=len(turns.sampled),
+        response_length=max(response_length, turns.response_length),
+        observation_length=turns.observation,
+        prompt_bucket=prompt_tokens - 1,
+        prompt_images=max(images, 1),
+        prompt_patches=encoder.prompt_patches if images else vision.merge_unit,
+        crop_patches=encoder.crop_patches,
+        smallest_crop=encoder.crop_patches,
+        merge_unit=vision.merge_unit,
+        tools=len(turns.sampled) > 1,
+        evr=None,
+    )
+    tools = {ZoomIn.name: ZoomIn()} if settings.tools else {}
+    engine = FixedTurnEngine(
+        model.graphdef, model.config, encoder, tools, settings, model.put, model.read, model.sampling_layout
+    )
+    engine.turns = turns
+    # Everything may be sampled but image placeholders and what ends a turn: as much as the peer has to choose from.
+    known = len(encoder.tokenizer)
+    banned = np.asarray(engine.tables.banned) & (np.arange(model.config.text.vocab_size) < known)
+    engine.tables = dataclasses.replace(engine.tables, banned=banned | np.asarray(engine.tables.end_of_turn))
+    return engine

@@ -21,8 +21,6 @@ from medvr_jax.models.config import BackboneConfig, TextConfig, VisionConfig
 from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.weights import load_backbone, random_backbone, save_backbone
 from medvr_jax.planning.architectures import published
-from medvr_jax.rollout.engine import RolloutEngine, RolloutSettings
-from medvr_jax.rollout.tools import Tool
 from medvr_jax.training import sharding
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -112,12 +110,6 @@ class Model:
     def read(self, tree: Any) -> Any:
         """A tree of device arrays on the host."""
         return distributed.read_rows(tree, sharding.by_group(self.mesh))
-
-    def engine(
-        self, settings: RolloutSettings, encoder: Encoder, tools: dict[str, Tool], kind: type = RolloutEngine
-    ) -> RolloutEngine:
-        """A rollout engine, or one of a subclass."""
-        return kind(self.graphdef, self.config, encoder, tools, settings, self.put, self.read, self.sampling_layout)
 
     def sizes(self) -> dict[str, Any]:
         """What a report says of the model."""

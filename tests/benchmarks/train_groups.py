@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import numpy as np
 
 from medvr_jax.inputs.batches import batch_prompts
-from medvr_jax.inputs.chat import encode_observation
-from medvr_jax.inputs.images import pack_images
+from medvr_jax.inputs.chat import Observation, encode_observation
+from medvr_jax.inputs.images import pack_image_rows
 from medvr_jax.models.backbone import PromptInputs
+from medvr_jax.models.packing import pack_rows
 from medvr_jax.training.update import TrainBatch
 from tests.benchmarks.models import Model, make_encoder
 from tests.benchmarks.peers import Picture
@@ -56,6 +56,8 @@ def make_group(
     patches = (image_side // vision.patch_size) ** 2 or vision.merge_unit
     packed = batch_prompts([prompt], prompt_tokens - 1, 1, patches, vision)
     shape = (1, slots, response)
+    crop_patches = (crop_side // vision.patch_size) ** 2
+    crop_features = crop_patches // vision.merge_unit
     tokens = rng.integers(0, 256, shape).astype(np.int32)
     sampled = np.ones(shape, bool)
     tokens[..., 0], sampled[..., 0] = packed.last_token[0], False
@@ -64,9 +66,8 @@ def make_group(
     positions[..., 1:, :] = (packed.next_position[0] + np.arange(response - 1))[:, None]
     feature_index = np.full(shape, -1, np.int32)
     pictures: list[list[Picture]] = []
-    crops = None
+    prepared = []
     if images:
-        prepared = []
         for m, crop in enumerate(make_crops(slots, crop_side)):
             before = (response - observation) // 2
             start = int(packed.next_position[0]) + before - 1
@@ -75,32 +76,34 @@ def make_group(
             assert count <= observation
             here = slice(before, before + count)
             tokens[0, m, here], sampled[0, m, here] = seen.token_ids, False
-            positions[0, m, here], feature_index[0, m, here] = seen.positions, seen.feature_index
+            positions[0, m, here], feature_index[0, m, here] = seen.positions, _shifted(seen, m * crop_features)
             positions[0, m, before + count :] = (seen.next_position + np.arange(response - before - count))[:, None]
             prepared.append(seen.image)
             whole = [*prompt.images, seen.image]
             pictures.append([(image.patches, image.grid) for image in whole])
-        crops = (
-            jax.tree.map(
-                lambda leaf: leaf.reshape(1, slots, *leaf.shape[1:]),
-                pack_images(prepared, (crop_side // vision.patch_size) ** 2, vision),
-            ),
-        )
     advantages = rng.normal(size=(1, slots)).astype(np.float32)
-    features = np.zeros((1, patches // vision.merge_unit, model.config.text.hidden_size), np.float32)
+    none = np.full((1, slots), -1)
+    width = model.config.text.hidden_size
     batch = TrainBatch(
-        prompt=PromptInputs(packed.tokens, packed.positions, packed.valid, packed.feature_index, features),
+        prompt=PromptInputs(
+            packed.tokens,
+            packed.positions,
+            packed.valid,
+            packed.feature_index,
+            np.zeros((1, patches // vision.merge_unit, width), np.float32),
+        ),
         tokens=tokens,
         positions=positions,
         feature_index=feature_index,
-        crop_features=(),
+        packing=pack_rows(np.full((1, slots), response), none, none, sampled, slots * response, forks=False),
+        crop_features=None if images else np.zeros((1, 0, crop_features, width), np.float32),
         sampled=sampled,
         log_probabilities=np.zeros(shape, np.float32),
         old_log_probabilities=None,
         advantages=advantages,
         counted=np.ones(1, bool),
         images=packed.images if images else None,
-        crops=crops,
+        crops=pack_image_rows([prepared], slots, crop_patches, vision) if images else None,
     )
     sequences = np.concatenate([np.tile(prompt.token_ids, (slots, 1)), tokens[0, :, 1:]], axis=1)
     return GroupOfWork(
@@ -110,6 +113,11 @@ def make_group(
         sampled=sampled[0, :, 1:],
         advantages=advantages[0],
         prompt_length=prompt_tokens,
-        tokens_processed=packed.tokens.size + tokens.size,
+        tokens_processed=packed.tokens.size + batch.packing.slots.size,
         distinct_tokens=prompt_tokens + slots * (response - 1),
     )
+
+
+def _shifted(observation: Observation, places: int) -> np.ndarray:
+    """Its feature index with the features so many places further back."""
+    return np.where(observation.feature_index >= 0, observation.feature_index + places, -1)
