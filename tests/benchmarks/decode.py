@@ -169,7 +169,7 @@ def run(
 
 def main() -> None:
     """Reads the command line."""
-    models.leave_device_memory_to_peers()
+    models.prepare_process()
     parser = tables.parser(__doc__)
     parser.add_argument("--model", default="small,130m,wide_vocabulary", help=f"of {', '.join(models.NAMES)}")
     parser.add_argument("--steps", type=int, default=64)

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from medvr_jax.models.weights import load_backbone, random_backbone, save_backbo
 from medvr_jax.planning.architectures import published
 from medvr_jax.training import sharding
 
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "34359738368", "MALLOC_TOP_PAD_": "268435456"}
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = REPOSITORY / "medvr_jax" / "assets" / "tiny"
 
@@ -63,7 +65,9 @@ def shape(name: str) -> BackboneConfig:
         case "tiny":
             return BackboneConfig.from_folder(TINY)
         case "nano":  # for a test of the benchmarks themselves
-            return _shape(64, 96, 2, 4, 2, 640, _tower(64, 80, 2, 4))
+            return _shape(64, 96, 1, 4, 2, 640, _tower(64, 80, 1, 4))
+        case "micro":
+            return _shape(192, 768, 6, 3, 1, 8192, small)
         case "small":
             return _shape(384, 1536, 8, 6, 2, 8192, small)
         case "130m":
@@ -80,7 +84,7 @@ def shape(name: str) -> BackboneConfig:
     raise ValueError(f"no model {name!r}")
 
 
-NAMES = ("tiny", "nano", "small", "130m", "wide_vocabulary", "3b", "7b")
+NAMES = ("tiny", "nano", "micro", "small", "130m", "wide_vocabulary", "3b", "7b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +180,12 @@ def make_encoder(folder: Path, *, prompt_side: int, crop_side: int, system: str 
     )
 
 
-def leave_device_memory_to_peers() -> None:
-    """On a GPU, takes memory as it is needed; call before the first use of jax."""
+def prepare_process() -> None:
+    """Memory settings of a benchmark's process, for both sides; call before the first use of jax.
+
+    On a GPU jax takes memory as it needs it. Under Linux malloc keeps its memory, as in `launch/quickstart.sh`: glibc
+    reads these settings at its start, so the script is started again with them.
+    """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if sys.platform == "linux" and not MALLOC.keys() <= os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], MALLOC | os.environ)

@@ -218,7 +218,7 @@ def observation_tokens(encoder: Encoder, crop_side: int) -> int:
 
 def main() -> None:
     """Reads the command line."""
-    models.leave_device_memory_to_peers()
+    models.prepare_process()
     parser = tables.parser(__doc__)
     parser.add_argument("--model", default="tiny,small", help=f"of {', '.join(models.NAMES)}")
     parser.add_argument("--prompt_tokens", type=int, default=1001, help="P + 1")

@@ -59,6 +59,9 @@ def machine() -> dict[str, Any]:
         "device": f"{device.platform}: {device.device_kind}",
         "processor": names[0].split(":", 1)[1].strip() if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
+        "environment": {
+            key: value for key, value in os.environ.items() if key.startswith(("MALLOC_", "XLA_", "GLIBC_"))
+        },
     }
 
 

@@ -42,19 +42,27 @@ class GroupOfWork:
 
 
 def make_group(
-    model: Model, *, prompt_tokens: int, response: int, slots: int, observation: int, image_side: int, crop_side: int
+    model: Model,
+    *,
+    prompt_tokens: int,
+    response: int,
+    slots: int,
+    observation: int,
+    image_side: int,
+    crop_side: int,
+    images: int = 1,
 ) -> GroupOfWork:
     """Random responses of T = `response` slots, the first of which holds the prompt's last token.
 
-    With an `image_side` the prompt has an image, and in the middle of each response stands an observation with a crop
+    With an `image_side` the prompt has `images`, and in the middle of each response stands an observation with a crop
     of its own of at most `observation` tokens.
     """
     rng = np.random.default_rng(0)
     encoder = make_encoder(model.folder, prompt_side=image_side or 28, crop_side=crop_side)
-    vision, images = model.config.vision, 1 if image_side else 0
+    vision, images = model.config.vision, images if image_side else 0
     prompt = make_prompt(encoder, prompt_tokens, images=images)
     patches = (image_side // vision.patch_size) ** 2 or vision.merge_unit
-    packed = batch_prompts([prompt], prompt_tokens - 1, 1, patches, vision)
+    packed = batch_prompts([prompt], prompt_tokens - 1, max(images, 1), patches, vision)
     shape = (1, slots, response)
     crop_patches = (crop_side // vision.patch_size) ** 2
     crop_features = crop_patches // vision.merge_unit
@@ -90,7 +98,7 @@ def make_group(
             packed.positions,
             packed.valid,
             packed.feature_index,
-            np.zeros((1, patches // vision.merge_unit, width), np.float32),
+            np.zeros((1, max(images, 1) * patches // vision.merge_unit, width), np.float32),
         ),
         tokens=tokens,
         positions=positions,

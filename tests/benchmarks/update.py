@@ -178,7 +178,7 @@ def run(
 
 def main() -> None:
     """Reads the command line."""
-    models.leave_device_memory_to_peers()
+    models.prepare_process()
     parser = tables.parser(__doc__)
     parser.add_argument("--model", default="small", choices=models.NAMES)
     parser.add_argument("--prompt", default="text", choices=("text", "image"))
