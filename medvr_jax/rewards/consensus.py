@@ -16,14 +16,16 @@ Axis letters: B groups, M trajectories, Z zoom boxes per trajectory, R raster si
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 _ALL = np.uint32(0xFFFFFFFF)
+_GROUPS_AT_ONCE = 32
 
 
 class ConsensusResult(NamedTuple):
@@ -43,8 +45,16 @@ class ConsensusResult(NamedTuple):
 
 def usable_boxes(boxes: jax.Array, valid: jax.Array) -> jax.Array:
     """Which boxes [..., Z, 4] mark some of the image (finite, not inverted, not wholly outside): [..., Z] bool."""
-    x1, y1, x2, y2 = jnp.moveaxis(jnp.clip(boxes, 0.0, 1.0), -1, 0)
-    return valid.astype(bool) & jnp.isfinite(boxes).all(-1) & (x2 > x1) & (y2 > y1)
+    return _usable(tuple(jnp.moveaxis(boxes, -1, 0)), valid)
+
+
+def _usable(box: tuple[jax.Array, ...], valid: jax.Array) -> jax.Array:
+    """The same of x1, y1, x2, y2, each of the shape of `valid`."""
+    x1, y1, x2, y2 = (jnp.clip(x, 0.0, 1.0) for x in box)
+    usable = valid.astype(bool) & (x2 > x1) & (y2 > y1)
+    for x in box:
+        usable &= jnp.isfinite(x)
+    return usable
 
 
 def rasterise(boxes: jax.Array, valid: jax.Array, resolution: int) -> jax.Array:
@@ -53,34 +63,35 @@ def rasterise(boxes: jax.Array, valid: jax.Array, resolution: int) -> jax.Array:
     A pixel belongs to a box if its centre does (half-open intervals, so that boxes side by side share no pixel). A box
     too thin to hold a centre takes the pixel of its own centre: a usable box never vanishes.
     """
-    return unpack(rasterise_packed(boxes, valid, resolution), resolution)
+    return unpack(rasterise_packed(jnp.moveaxis(boxes, (-1, -2), (0, 1)), jnp.moveaxis(valid, -1, 0), resolution))
 
 
 def rasterise_packed(boxes: jax.Array, valid: jax.Array, resolution: int) -> jax.Array:
-    """As `rasterise`, 32 columns of a row in one word: [..., W, R] uint32, W = R / 32 rounded up."""
+    """As `rasterise`, 32 columns of a row in one word: [4, Z, ...], [Z, ...] -> [W, R, ...] uint32."""
+    boxes = _if_any(valid, lambda x: x + 0.0, boxes)
     spans = _if_any(valid, functools.partial(_spans, resolution=resolution), boxes, valid)
-    return _if_any(valid, functools.partial(_union, resolution=resolution), *spans)
+    return _if_any(valid, functools.partial(_union, resolution=resolution), spans)
 
 
-def _spans(boxes: jax.Array, valid: jax.Array, resolution: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each box the first row and the number of rows [..., Z], and its columns as words [..., Z, W]."""
-    usable = usable_boxes(boxes, valid)
-    boxes = jnp.clip(boxes, 0.0, 1.0)
-    first, stop = _covered(boxes[..., 0], boxes[..., 2], resolution)
-    word = 32 * jnp.arange(-(-resolution // 32), dtype=jnp.int32)
-    columns = _bits_below(stop[..., None] - word) & ~_bits_below(first[..., None] - word)
-    first, stop = _covered(boxes[..., 1], boxes[..., 3], resolution)
-    return first, jnp.where(usable, stop - first, 0), columns
+def _spans(boxes: jax.Array, valid: jax.Array, resolution: int) -> jax.Array:
+    """Of each box the first row, the number of rows, and its W words of columns: [2 + W, Z, ...] uint32."""
+    x1, y1, x2, y2 = (jnp.clip(x, 0.0, 1.0) for x in boxes)
+    first, stop = _covered(x1, x2, resolution)
+    columns = [_bits_below(stop - word) & ~_bits_below(first - word) for word in range(0, resolution, 32)]
+    first, stop = _covered(y1, y2, resolution)
+    count = jnp.where(_usable(tuple(boxes), valid), stop - first, 0)
+    return jnp.stack([first.astype(jnp.uint32), count.astype(jnp.uint32), *columns])
 
 
-def _union(first: jax.Array, count: jax.Array, columns: jax.Array, resolution: int) -> jax.Array:
-    """Packed mask [..., W, R] of the boxes that `_spans` describes."""
-    row = jnp.arange(resolution, dtype=jnp.int32)
-    mask = jnp.zeros((*columns.shape[:-2], columns.shape[-1], resolution), jnp.uint32)
-    for z in range(columns.shape[-2]):  # one box after the other: the union never exists box by box
+def _union(spans: jax.Array, resolution: int) -> jax.Array:
+    """Packed mask [W, R, ...] of the boxes that `_spans` describes."""
+    first, count, columns = spans[0], spans[1], spans[2:, :, None]
+    lead = first.shape[1:]
+    row = jnp.arange(resolution, dtype=jnp.uint32).reshape(-1, *(1,) * len(lead))
+    mask = jnp.zeros((columns.shape[0], resolution, *lead), jnp.uint32)
+    for z in range(first.shape[0]):  # one box after the other: the union never exists box by box
         # As unsigned numbers: rows before the first one are beyond any count.
-        below = (row - first[..., z, None]).astype(jnp.uint32) < count[..., z, None].astype(jnp.uint32)
-        mask |= jnp.where(below[..., None, :], columns[..., z, :, None], jnp.uint32(0))
+        mask |= jnp.where(row - first[z] < count[z], columns[:, z], jnp.uint32(0))
     return mask
 
 
@@ -100,66 +111,62 @@ def _bits_below(count: jax.Array) -> jax.Array:
     return jnp.where(count >= 32, _ALL, some)
 
 
-def _if_any(flags: jax.Array, function: Callable[..., Any], *arguments: jax.Array) -> Any:
+def _if_any(flags: jax.Array, function: Callable[..., jax.Array], *arguments: jax.Array) -> jax.Array:
     """The function's result if any flag is set, else zeros.
 
     Its result then exists in memory: the compiler would compute such cheap work again for each of its many uses.
     """
 
-    def nothing(*arguments: jax.Array) -> Any:
-        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function, *arguments))
+    def nothing(*arguments: jax.Array) -> jax.Array:
+        shape = jax.eval_shape(function, *arguments)
+        return jnp.zeros(shape.shape, shape.dtype)
 
     return jax.lax.cond(flags.astype(bool).any(), function, nothing, *arguments)
 
 
-def unpack(words: jax.Array, resolution: int) -> jax.Array:
-    """[..., W, R] uint32 -> [..., R, R] bool."""
-    words = jnp.swapaxes(words, -1, -2)
+def unpack(words: jax.Array) -> jax.Array:
+    """[W, R, ...] uint32 -> [..., R, R] bool."""
+    words = jnp.moveaxis(words, (1, 0), (-2, -1))
     bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
-    return bits.reshape(*words.shape[:-1], -1)[..., :resolution].astype(bool)
+    side = words.shape[-2]
+    return bits.reshape(*words.shape[:-1], -1)[..., :side].astype(bool)
 
 
 def pack(masks: jax.Array) -> jax.Array:
-    """[..., R, R] bool -> [..., W, R] uint32."""
+    """[..., R, R] bool -> [W, R, ...] uint32."""
     side = masks.shape[-1]
     words = -(-side // 32)
     bits = jnp.pad(masks, [(0, 0)] * (masks.ndim - 1) + [(0, 32 * words - side)]).reshape(*masks.shape[:-1], words, 32)
     packed = jnp.sum(bits.astype(jnp.uint32) << jnp.arange(32, dtype=jnp.uint32), axis=-1, dtype=jnp.uint32)
-    return jnp.swapaxes(packed, -1, -2)
+    return jnp.moveaxis(packed, (-1, -2), (0, 1))
 
 
 def consensus(masks: jax.Array, correct: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Where more than half of the correct trajectories looked: [B, M, R, R], [B, M] -> mask [B, R, R], counts.
+    """Where more than half of the correct trajectories looked: [..., M, R, R], [..., M] -> mask [..., R, R], counts.
 
     A correct trajectory that never zoomed votes too, for nowhere. No correct trajectory: the mask is empty.
     """
-    agreed, planes = _vote(pack(masks), correct)
-    return unpack(agreed, masks.shape[-1]), _numbers(planes, masks.shape[-1])
+    packed, voters = jnp.moveaxis(pack(masks), -1, 2), jnp.moveaxis(correct, -1, 0)
+    return unpack(_majority(packed, voters)), _counts(packed, voters)
 
 
-def _vote(masks: jax.Array, correct: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Packed masks [B, M, W, R] -> packed consensus [B, W, R] and the votes (see `_count`)."""
-    planes = _if_any(correct, _count, masks, correct)
-    return _if_any(correct, _majority, planes, correct), planes
-
-
-def _count(masks: jax.Array, correct: jax.Array) -> tuple[jax.Array, ...]:
-    """Votes of the correct trajectories for every pixel as binary numbers: packed masks [B, M, W, R] -> their digits,
-    lowest first, one packed mask [B, W, R] for each digit."""
-    votes = jnp.where(correct.astype(bool)[..., None, None], masks, jnp.uint32(0))
+def _count(masks: jax.Array, correct: jax.Array) -> list[jax.Array]:
+    """Votes of the correct trajectories for every pixel as binary numbers: packed masks [W, R, M, B], correct [M, B] ->
+    their digits, lowest first, one packed mask [W, R, B] for each digit."""
     planes: list[jax.Array] = []
-    for m in range(masks.shape[-3]):
-        carry = votes[..., m, :, :]
+    for m in range(masks.shape[2]):
+        carry = jnp.where(correct[m].astype(bool), masks[:, :, m], jnp.uint32(0))
         for digit, plane in enumerate(planes):
             planes[digit], carry = plane ^ carry, plane & carry
         if (m + 1).bit_length() > len(planes):
             planes.append(carry)
-    return tuple(planes)
+    return planes
 
 
-def _majority(planes: tuple[jax.Array, ...], correct: jax.Array) -> jax.Array:
-    """Packed mask [B, W, R] of the pixels with more than half of the votes that there could be."""
-    half = jnp.sum(correct.astype(bool), axis=-1, dtype=jnp.int32)[..., None, None] // 2
+def _majority(masks: jax.Array, correct: jax.Array) -> jax.Array:
+    """Packed mask [W, R, B] of the pixels with more than half of the votes that there could be."""
+    planes = _count(masks, correct)
+    half = jnp.sum(correct.astype(bool), axis=0, dtype=jnp.int32) // 2
     above, equal = jnp.zeros_like(planes[0]), jnp.full_like(planes[0], _ALL)
     for digit in reversed(range(len(planes))):  # the highest digit that differs decides
         wanted = jnp.where((half >> digit) & 1 == 1, _ALL, jnp.uint32(0))
@@ -168,14 +175,21 @@ def _majority(planes: tuple[jax.Array, ...], correct: jax.Array) -> jax.Array:
     return above
 
 
-def _numbers(planes: tuple[jax.Array, ...], resolution: int) -> jax.Array:
-    """Binary digits [B, W, R], packed -> numbers [B, R, R] int32."""
-    return sum(unpack(plane, resolution).astype(jnp.int32) << digit for digit, plane in enumerate(planes))
+def _counts(masks: jax.Array, correct: jax.Array) -> jax.Array:
+    """The votes as numbers [B, R, R] int32."""
+    return sum(unpack(plane).astype(jnp.int32) << digit for digit, plane in enumerate(_count(masks, correct)))
 
 
 def _pixels(words: jax.Array) -> jax.Array:
-    """Set pixels of packed masks: [..., W, R] -> [...] int32."""
-    return jnp.sum(jax.lax.population_count(words), axis=(-2, -1), dtype=jnp.uint32).astype(jnp.int32)
+    """Set pixels of packed masks: [W, R, ...] -> [...] float32, exact as the numbers are far below 2**24.
+
+    Summed over the first axes in two ways that do not walk through memory in columns: written out over some rows, and
+    as a product over what is left.
+    """
+    some = math.gcd(words.shape[1], 16)
+    counts = jax.lax.population_count(words).reshape(-1, some, math.prod(words.shape[2:]))
+    sums = sum(counts[:, row] for row in range(some)).astype(jnp.float32)
+    return (jnp.ones((1, sums.shape[0]), jnp.float32) @ sums).reshape(words.shape[2:])
 
 
 def tool_reward(
@@ -195,13 +209,44 @@ def tool_reward(
     `low` if the consensus is empty, or if fewer than `minimum_correct` trajectories of its group are correct.
     """
     correct = correct.astype(bool)
-    masks = rasterise_packed(boxes, valid, resolution)
-    agreed, planes = _vote(masks, correct)
-    shared = _pixels(masks & agreed[..., None, :, :])
-    joined = _pixels(masks) + _pixels(agreed)[..., None] - shared
-    iou = shared.astype(jnp.float32) / jnp.maximum(joined, 1).astype(jnp.float32)
+    iou, agreed, masks = _in_parts(functools.partial(_overlaps, resolution=resolution), boxes, valid, correct)
     trusted = jnp.sum(correct, axis=-1, keepdims=True, dtype=jnp.int32) >= minimum_correct
     zoomed = usable_boxes(boxes, valid).any(-1)
     reward = jnp.where((iou > eta) & trusted, high, low)
     reward = jnp.where(correct & zoomed, reward, 0.0).astype(jnp.float32)
-    return ConsensusResult(reward, iou, unpack(agreed, resolution), _numbers(planes, resolution))
+    return ConsensusResult(reward, iou, unpack(agreed), _counts(masks, correct.T))
+
+
+def _overlaps(
+    boxes: jax.Array, valid: jax.Array, correct: jax.Array, resolution: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """IoU [B, M] of each mask with its consensus, and both packed: [W, R, B] and [W, R, M, B]."""
+    # Groups last: neighbours in memory are then the same pixels of neighbouring groups.
+    masks = rasterise_packed(jnp.transpose(boxes, (3, 2, 1, 0)), jnp.transpose(valid, (2, 1, 0)), resolution)
+    agreed = _if_any(correct, _majority, masks, correct.T)
+    shared = _pixels(masks & agreed[:, :, None]).T
+    joined = _pixels(masks).T + _pixels(agreed)[:, None] - shared
+    return shared / jnp.maximum(joined, 1.0), agreed, masks
+
+
+def _in_parts(
+    function: Callable[..., tuple[jax.Array, jax.Array, jax.Array]], *arrays: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`_overlaps` of many groups, `_GROUPS_AT_ONCE` at a time: their masks stay in a core's cache."""
+    groups = arrays[0].shape[0]
+    if groups <= _GROUPS_AT_ONCE:
+        return function(*arrays)
+    parts = -(-groups // _GROUPS_AT_ONCE)
+    missing = parts * _GROUPS_AT_ONCE - groups
+
+    def cut(x: jax.Array) -> jax.Array:
+        padded = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(parts, _GROUPS_AT_ONCE, *x.shape[1:])
+
+    def joined(x: jax.Array) -> jax.Array:
+        """[parts, ..., groups of a part] -> [..., B]."""
+        x = jnp.moveaxis(x, 0, -2)
+        return x.reshape(*x.shape[:-2], -1)[..., :groups]
+
+    iou, agreed, masks = jax.lax.map(lambda part: function(*part), tuple(cut(x) for x in arrays))
+    return iou.reshape(-1, iou.shape[-1])[:groups], joined(agreed), joined(masks)
