@@ -7,13 +7,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from medvr_jax import assembly, distributed
+from medvr_jax import assembly, distributed, programs
 from medvr_jax.errors import UserError
 from medvr_jax.reports.metrics import FILE_NAME, MetricsWriter, read_metrics
 from medvr_jax.reports.page import write_report
 from medvr_jax.reports.progress import Progress
 from medvr_jax.reports.rollouts import write_rollouts
-from medvr_jax.training import compilations
 from medvr_jax.training.checkpoints import Checkpoints
 from medvr_jax.training.export import export, export_policy
 from medvr_jax.training.records import rollout_metrics, rollout_records, trajectory_facts
@@ -56,7 +55,7 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
         writer = MetricsWriter(workdir, start) if distributed.is_main() else contextlib.nullcontext()
         metrics = stack.enter_context(writer)
         progress = stack.enter_context(Progress(config.steps, start, "train"))
-        saving = 0.0
+        saving, process = 0.0, ProcessFacts(start)
         for step in range(start, config.steps):
             row: dict[str, Any] = {"step": step, "time/checkpoint": saving}
             if step % config.evaluate_every == 0:
@@ -68,21 +67,35 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
             row |= step_metrics(outcome) | {"time/step": time.perf_counter() - began}
             # The row comes first: a run killed after its checkpoint never goes back to write it.
             if metrics:
-                metrics.write(row | process_facts(step, start))
+                metrics.write(row | process.of(step))
             saving = 0.0
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 saving = save(trainer, checkpoints, step + 1)
             progress.update(step + 1, describe(row))
         final = evaluate(trainer, progress)
         if metrics:
-            metrics.write({"step": config.steps} | final | process_facts(config.steps, start))
+            metrics.write({"step": config.steps} | final | process.of(config.steps))
         progress.update(config.steps, held_out(final))
     return trainer
 
 
-def process_facts(step: int, start: int) -> dict[str, int | bool]:
-    """What belongs to this process and not to the run; its first row says so if it went on with another's."""
-    return {"compilations": compilations.count()} | ({"resumed": True} if step == start > 0 else {})
+class ProcessFacts:
+    """What a row says of this process and not of the run; its first row tells if it went on with another's."""
+
+    def __init__(self, start: int) -> None:
+        """`start`: the first step that this process does."""
+        self._start, self._compiled = start, 0.0
+
+    def of(self, step: int) -> dict[str, float]:
+        """Programs compiled so far, how many of them came from the disk, and the compiler's seconds since last time."""
+        made = programs.compilations()
+        facts = {
+            "compilations": made.count,
+            "compilations_from_cache": made.from_cache,
+            "time/compile": made.seconds - self._compiled,
+        }
+        self._compiled = made.seconds
+        return facts | ({"resumed": True} if step == self._start > 0 else {})
 
 
 def resume(trainer: Trainer, checkpoints: Checkpoints) -> int:

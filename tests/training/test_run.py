@@ -28,7 +28,7 @@ RUN = {"steps": 4, "checkpoint_every": 2, "evaluate_every": 2, "report.rollouts_
 KEYS = """step eval/accuracy eval/hit_rate eval/mean_iou reward/total reward/accuracy reward/format reward/tool
 rollout/tool_rate rollout/valid_call_rate rollout/forks_asked rollout/forks_granted train/loss train/kl train/entropy
 train/grad_norm train/sampler_drift train/zero_spread_groups compilations""".split()
-OF_THE_PROCESS = ("compilations", "resumed")
+OF_THE_PROCESS = ("time/", "speed/", "memory/", "compilations", "resumed")
 
 
 def command(workdir: Path) -> list[str]:
@@ -71,7 +71,7 @@ def test_killed_and_resumed_equals_uninterrupted(runs: tuple[Path, Path]) -> Non
 
     def stable(workdir: Path) -> list[dict[str, Any]]:
         return [
-            {name: value for name, value in row.items() if not name.startswith("time/") and name not in OF_THE_PROCESS}
+            {name: value for name, value in row.items() if not name.startswith(OF_THE_PROCESS)}
             for row in rows(workdir)
         ]
 
