@@ -15,6 +15,7 @@ from medvr_jax.reports.progress import Progress
 from medvr_jax.reports.rollouts import write_rollouts
 from medvr_jax.training.checkpoints import Checkpoints
 from medvr_jax.training.export import export, export_policy
+from medvr_jax.training.profiling import profiled
 from medvr_jax.training.records import rollout_metrics, rollout_records, trajectory_facts
 from medvr_jax.training.trainer import Step, Trainer
 
@@ -61,7 +62,8 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
             if step % config.evaluate_every == 0:
                 row |= evaluate(trainer, progress)
             began = time.perf_counter()
-            outcome = trainer.step(step)
+            with profiled(workdir, step, config.report.profile_steps):
+                outcome = trainer.step(step)
             if step % config.report.rollouts_every == 0 or step == config.steps - 1:
                 write_step_rollouts(workdir, trainer, outcome, step)
             row |= step_metrics(outcome) | {"time/step": time.perf_counter() - began}
