@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from medvr_jax import assembly
-from medvr_jax.planning import operations
+from medvr_jax.models import operations
 from medvr_jax.planning.abstract import AbstractRun
 
 

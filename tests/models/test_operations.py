@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from medvr_jax.models import operations
 from medvr_jax.models.backbone import Backbone, PromptInputs, ResponseInputs
 from medvr_jax.models.config import BackboneConfig
-from medvr_jax.planning import abstract, operations
+from medvr_jax.planning import abstract
 from medvr_jax.planning.architectures import ARCHITECTURES, published
 
 B, P, T, S = 2, 96, 128, 256
