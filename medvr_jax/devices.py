@@ -16,7 +16,7 @@ import numpy as np
 
 from medvr_jax.hardware import GIB, chip_of_kind
 
-_RUNS = 6  # of each measurement
+_RUNS, _SECONDS = 4, 0.08  # that each measurement takes at least
 _SIDE = 1024  # of the matrices whose product is measured
 _BYTES, _WIDTH = 1 << 27, 8192  # of the matrix whose reading is measured, more than caches hold; and its rows' width
 
@@ -53,13 +53,14 @@ def measured_cpu() -> Limits:
     product = jax.jit(jnp.matmul)
 
     def best(left: jax.Array, right: jax.Array) -> float:
-        """Seconds of the quickest of a few runs; the first one compiles."""
-        spent = []
-        for _ in range(_RUNS):
+        """Seconds of the quickest of several runs; the first one compiles."""
+        product(left, right).block_until_ready()
+        spent: list[float] = []
+        while len(spent) < _RUNS or sum(spent) < _SECONDS:
             began = time.perf_counter()
             product(left, right).block_until_ready()
             spent.append(time.perf_counter() - began)
-        return min(spent[1:])
+        return min(spent)
 
     return Limits(2 * _SIDE**3 / best(square, square), rows.nbytes / best(rows, vector))
 
