@@ -132,7 +132,7 @@ def _flat(config: Any) -> dict[str, Any]:
 def training_rollout(config: Any, backbone: BackboneConfig) -> RolloutSettings:
     """Rollouts of training: M trajectories at a temperature, with forks if the configuration has them."""
     return dataclasses.replace(
-        greedy_rollout(config),
+        greedy_rollout(config, backbone),
         trajectories=config.rollout.trajectories,
         temperature=config.rollout.temperature,
         evr=_evr(config, backbone) if config.evr.enabled else None,
@@ -144,8 +144,9 @@ def groups_at_once(config: Any) -> int:
     return config.rollout.groups_at_once or config.data.prompts_per_step
 
 
-def greedy_rollout(config: Any) -> RolloutSettings:
+def greedy_rollout(config: Any, backbone: BackboneConfig) -> RolloutSettings:
     """Rollouts of evaluation: one greedy trajectory, no forks."""
+    vision = backbone.vision
     return RolloutSettings(
         trajectories=1,
         temperature=0.0,
@@ -156,6 +157,9 @@ def greedy_rollout(config: Any) -> RolloutSettings:
         prompt_images=config.prompt.images,
         prompt_patches=config.prompt.patches,
         crop_patches=config.rollout.crop_patches,
+        smallest_crop=config.rollout.crop_min_pixels // vision.patch_size**2,
+        merge_unit=vision.merge_unit,
+        tools=bool(config.rollout.tools),
         evr=None,
     )
 

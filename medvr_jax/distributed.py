@@ -168,6 +168,13 @@ def gather_bytes(payload: bytes) -> list[bytes]:
     return [bytes(part[:length]) for part, length in zip(parts, lengths, strict=True)]
 
 
+def largest(*numbers: int) -> tuple[int, ...]:
+    """Of each number the largest that a process has."""
+    if jax.process_count() == 1:
+        return numbers
+    return tuple(multihost_utils.process_allgather(np.array(numbers, np.int32)).max(axis=0).tolist())
+
+
 def any_process(flag: bool) -> bool:
     """Whether the flag is true on some process."""
     if jax.process_count() == 1:

@@ -72,7 +72,7 @@ def rollouts(overrides: dict[str, str]) -> list[list[dict]]:
     parts = assembly.assemble(config)
     params = make_train_state(parts)[0].params
     params = make_cast(parts.params, parts.sampling_layout, config.model.compute_dtype)(params)
-    engine = parts.engine(assembly.greedy_rollout(config))
+    engine = parts.engine(assembly.greedy_rollout(config, parts.backbone))
     rows = parts.rows(config.data.evaluation_batch)
     examples = parts.source.test(rows.total)
     prompts = encode_prompts([examples[row] for row in rows.here], parts.encoder)

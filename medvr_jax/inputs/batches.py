@@ -14,7 +14,7 @@ import numpy as np
 
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.chat import Prompt
-from medvr_jax.inputs.images import pack_images
+from medvr_jax.inputs.images import pack_image_rows
 from medvr_jax.models.config import VisionConfig
 from medvr_jax.models.vision import ImageBatch
 
@@ -60,8 +60,6 @@ def batch_prompts(
             [image.features(vision.spatial_merge_size) for image in prompt.images],
             patches // vision.merge_unit,
         )
-    rows = [image for prompt in prompts for image in (*prompt.images, *[None] * (images - len(prompt.images)))]
-    packed = pack_images(rows, patches, vision)
     return PromptBatch(
         tokens=tokens,
         positions=positions,
@@ -70,7 +68,7 @@ def batch_prompts(
         last_token=np.array([prompt.token_ids[-1] for prompt in prompts], np.int32),
         last_position=np.stack([prompt.positions[-1] for prompt in prompts]).astype(np.int32),
         next_position=np.array([prompt.next_position for prompt in prompts], np.int32),
-        images=jax.tree.map(lambda leaf: leaf.reshape(count, images, *leaf.shape[1:]), packed),
+        images=pack_image_rows([prompt.images for prompt in prompts], images, patches, vision),
         prompt_ids=np.array([prompt_id(prompt.example.id) for prompt in prompts], np.uint32),
     )
 

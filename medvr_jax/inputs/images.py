@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 from transformers import Qwen2VLImageProcessorPil
@@ -101,6 +102,15 @@ def prepare_image(
         resized_size=(w * processor.patch_size, h * processor.patch_size),
         original_size=image.size,
     )
+
+
+def pack_image_rows(
+    rows: Sequence[Sequence[PreparedImage | None]], images: int, patches: int, vision: VisionConfig
+) -> ImageBatch:
+    """Lists of at most I = `images` images (None or missing = empty) -> an ImageBatch with leading axes B, I."""
+    flat = [image for row in rows for image in (*row, *[None] * (images - len(row)))]
+    packed = pack_images(flat, patches, vision)
+    return jax.tree.map(lambda leaf: leaf.reshape(len(rows), images, *leaf.shape[1:]), packed)
 
 
 def pack_images(images: Sequence[PreparedImage | None], patches: int, vision: VisionConfig) -> ImageBatch:

@@ -26,6 +26,7 @@ from medvr_jax.models.layers import (
     used,
     weights_of,
 )
+from medvr_jax.models.packing import Packing, pack
 from medvr_jax.models.partitioning import constrain, constrain_groups
 from medvr_jax.models.rope import text_rotary
 from medvr_jax.models.vision import ImageBatch, VisionTower
@@ -48,7 +49,8 @@ class PromptInputs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class ResponseInputs:
-    """tokens [B, M, T]; positions [B, M, T, 3]; feature_index [B, M, T] into features [B, M, F, D], -1 = text."""
+    """tokens [B, M, T]; positions [B, M, T, 3]; feature_index [B, M, T] into the group's features [B, F, D], -1 = text;
+    [B, M, E] alike where tokens are fed."""
 
     tokens: jax.Array
     positions: jax.Array
@@ -148,12 +150,20 @@ class Backbone(nnx.Module):
 
     def sampling_weights(self) -> SamplingWeights:
         """Made once before a sampling loop and given to `extend` and `logits` in it."""
-        dtype, stack = self.compute_dtype, weights_of(self.layers)
+        dtype, stack, axes = self.compute_dtype, weights_of(self.layers), self.sampling_axes()
         layers = tuple(
-            {name: value.astype(dtype) for name, value in layer_of(stack, layer).items()}
-            for layer in range(self.config.text.num_layers)
+            {name: constrain(value.astype(dtype), *places[name]) for name, value in layer_of(stack, layer).items()}
+            for layer, places in enumerate(axes.layers)
         )
-        return SamplingWeights(layers, self.embedding[...].astype(dtype), self.head_kernel().astype(dtype))
+        embedding, head = self.embedding[...].astype(dtype), self.head_kernel().astype(dtype)
+        return SamplingWeights(layers, constrain(embedding, *axes.embedding), constrain(head, *axes.head))
+
+    def sampling_axes(self) -> SamplingWeights:
+        """The logical axes of `sampling_weights`, a tuple in the place of each array."""
+        axes = axes_of(self.layers)
+        return SamplingWeights(
+            tuple(axes for _ in range(self.config.text.num_layers)), ("vocabulary", "embed"), ("embed", "vocabulary")
+        )
 
     def extend(
         self,
@@ -172,6 +182,8 @@ class Backbone(nnx.Module):
         text = self.config.text
         if weights is None:
             weights = self.sampling_weights()
+        if new.tokens.shape[2] > 1 and text.num_layers >= SCAN_FROM:
+            return self._extend_scanned(prompt_cache, response_cache, new, starts, counts, weights)
         x = self._embed(new.tokens, new.feature_index, new.features, weights.embedding)
         rotary = self._rotary(new.positions)
         slots = starts[..., None] + jnp.arange(new.tokens.shape[2], dtype=starts.dtype)
@@ -191,19 +203,67 @@ class Backbone(nnx.Module):
             values.append(v)
         return self._final(x), ResponseCache(tuple(keys), tuple(values))
 
-    def score(self, prompt: PromptInputs, response: ResponseInputs, remat: str = "none") -> jax.Array:
-        """Hidden [B, M, T, D] of every response token after the final norm, in one differentiable pass.
+    def _extend_scanned(
+        self,
+        prompt_cache: PromptCache,
+        response_cache: ResponseCache,
+        new: ResponseInputs,
+        starts: jax.Array,
+        counts: jax.Array,
+        weights: SamplingWeights,
+    ) -> tuple[jax.Array, ResponseCache]:
+        """`extend` with one compiled layer: worth copies of the caches where many tokens are fed at once."""
+        text, dtype = self.config.text, self.compute_dtype
+        x = self._embed(new.tokens, new.feature_index, new.features, weights.embedding)
+        rotary = self._rotary(new.positions)
+        slots = starts[..., None] + jnp.arange(new.tokens.shape[2], dtype=starts.dtype)
 
-        remat: see `layers.REMAT_POLICIES`.
+        def layer_function(x: jax.Array, layer: tuple) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            layer_weights, prompt_keys, prompt_values, old_keys, old_values = layer
+            written = []
+
+            def write(new_keys: jax.Array, new_values: jax.Array) -> tuple[jax.Array, jax.Array]:
+                written.extend((new_keys, new_values))
+                return (
+                    write_slots(old_keys, new_keys, starts, counts, axis=4),
+                    write_slots(old_values, new_values, starts, counts, axis=3),
+                )
+
+            prompt = (prompt_keys, prompt_values, prompt_cache.valid)
+            layer_weights = {name: value.astype(dtype) for name, value in layer_weights.items()}
+            x, _, _ = response_layer(x, layer_weights, rotary, prompt, slots, text, write)
+            return x, tuple(written)
+
+        caches = (prompt_cache.keys, prompt_cache.values, response_cache.keys, response_cache.values)
+        x, (keys, values) = jax.lax.scan(layer_function, x, (weights_of(self.layers), *map(jnp.stack, caches)))
+        written = ResponseCache(
+            tuple(
+                write_slots(old, now, starts, counts, axis=4)
+                for old, now in zip(response_cache.keys, keys, strict=True)
+            ),
+            tuple(
+                write_slots(old, now, starts, counts, axis=3)
+                for old, now in zip(response_cache.values, values, strict=True)
+            ),
+        )
+        return self._final(x), written
+
+    def score(self, prompt: PromptInputs, response: ResponseInputs, packing: Packing, remat: str = "none") -> jax.Array:
+        """Hidden [B, N, D] of the packed response tokens after the final norm, in one differentiable pass.
+
+        packing: which slots of the responses they are. remat: see `layers.REMAT_POLICIES`.
         """
         text, stack, axes = self.config.text, weights_of(self.layers), axes_of(self.layers)
         x = self._embed(prompt.tokens, prompt.feature_index, prompt.features)
-        y = self._embed(response.tokens, response.feature_index, response.features)
+        tokens, positions, index = (
+            pack(part, packing) for part in (response.tokens, response.positions, response.feature_index)
+        )
+        y = self._embed(tokens, index, response.features)
         x, y = residual(x), residual(y)
-        rotaries = (self._rotary(prompt.positions), self._rotary(response.positions))
+        rotaries = (self._rotary(prompt.positions), self._rotary(positions))
 
         def layer_function(carry, layer: Weights, last: bool = False):
-            return group_layer(*carry, layer, rotaries, prompt.valid, text, self.attention, last=last)
+            return group_layer(*carry, packing, layer, rotaries, prompt.valid, text, self.attention, last=last)
 
         if remat == "none" and text.num_layers < SCAN_FROM:
             for layer in range(text.num_layers):
@@ -226,12 +286,12 @@ class Backbone(nnx.Module):
     def _embed(
         self, tokens: jax.Array, index: jax.Array, features: jax.Array, embedding: jax.Array | None = None
     ) -> jax.Array:
-        """[..., X, D]: the tokens' embeddings, or features [..., F, D] where `index` [..., X] is not -1."""
+        """[B, ..., D]: the tokens' embeddings, or the group's features [B, F, D] where `index` [B, ...] is not -1."""
         table = used(self.embedding) if embedding is None else embedding
         x = constrain_groups(table[tokens].astype(self.compute_dtype))
-        if features.shape[-2] == 0:
+        if features.shape[1] == 0:
             return x
-        image = jnp.take_along_axis(features, jnp.maximum(index, 0)[..., None], axis=-2)
+        image = jax.vmap(lambda rows, index: rows[index])(features, jnp.maximum(index, 0))
         return constrain_groups(jnp.where((index >= 0)[..., None], image.astype(x.dtype), x))
 
     def _rotary(self, positions: jax.Array) -> Rotary:

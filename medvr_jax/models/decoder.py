@@ -14,6 +14,7 @@ from medvr_jax.models.attention import group_attention, prompt_attention, respon
 from medvr_jax.models.attention_backend import AttentionBackend
 from medvr_jax.models.config import TextConfig
 from medvr_jax.models.layers import Initialiser, Weights, linear, rms_norm
+from medvr_jax.models.packing import Packing, pack, unpack
 from medvr_jax.models.partitioning import constrain, constrain_groups
 from medvr_jax.models.rope import rotate
 
@@ -53,12 +54,16 @@ def queries(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) ->
 
 
 def keys_and_values(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) -> tuple[jax.Array, jax.Array]:
-    """Rotated keys [..., K, H, X] and values [..., K, X, H] of normalised x [..., X, D]: the caches' layouts."""
+    """Rotated keys and values [..., X, K, H] of normalised x [..., X, D]."""
     shape = (*x.shape[:-1], config.num_kv_heads, config.head_width)
     keys = _rotate_heads(linear(x, layer["key_kernel"], layer["key_bias"]).reshape(shape), rotary)
-    values = linear(x, layer["value_kernel"], layer["value_bias"]).reshape(shape)
-    batch = tuple(range(x.ndim - 2))
-    a, b, c = (x.ndim - 2 + i for i in range(3))  # the axes X, K, H
+    return keys, linear(x, layer["value_kernel"], layer["value_bias"]).reshape(shape)
+
+
+def head_major(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [..., X, K, H] in the caches' layouts: [..., K, H, X] and [..., K, X, H]."""
+    batch = tuple(range(keys.ndim - 3))
+    a, b, c = (keys.ndim - 3 + i for i in range(3))  # the axes X, K, H
     keys, values = keys.transpose(*batch, b, c, a), values.transpose(*batch, b, a, c)
     names = ("groups", *(None,) * (len(batch) - 1), "kv_heads", None, None)
     return constrain(keys, *names), constrain(values, *names)
@@ -73,12 +78,11 @@ def finish(x: jax.Array, mixed: jax.Array, layer: Weights, config: TextConfig) -
 
 
 def residual(x: jax.Array) -> jax.Array:
-    """The residual stream between two products, of the prompt [B, P, D] or of responses [B, M, T, D].
+    """The residual stream between two products: [B, X, D] of a prompt or of packed responses, or [B, M, E, D].
 
     Where training splits it over devices, so are the norms' float32 arrays and what the backward pass keeps.
     """
-    along = "residual_trajectories" if x.ndim == 4 else "residual_tokens"
-    return constrain(x, "groups", along, *(None,) * (x.ndim - 2))
+    return constrain(x, "groups", "residual_tokens" if x.ndim == 3 else None, *(None,) * (x.ndim - 2))
 
 
 def _split_width(x: jax.Array) -> jax.Array:
@@ -101,7 +105,7 @@ def prompt_layer(
     In the last layer nobody reads the prompt's output: only its keys and values are computed.
     """
     y = normed(x, layer, config)
-    keys, values = keys_and_values(y, layer, rotary, config)
+    keys, values = head_major(*keys_and_values(y, layer, rotary, config))
     if last:
         return x, keys, values
     mixed = prompt_attention(queries(y, layer, rotary, config), keys, values, valid, backend)
@@ -111,6 +115,7 @@ def prompt_layer(
 def group_layer(
     prompt: jax.Array,
     responses: jax.Array,
+    packing: Packing,
     layer: Weights,
     rotaries: tuple[Rotary, Rotary],
     valid: jax.Array,
@@ -119,7 +124,7 @@ def group_layer(
     *,
     last: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """Next values of a whole group: prompt [B, P, D] and responses [B, M, T, D], without a cache.
+    """Next values of a whole group: prompt [B, P, D] and packed responses [B, N, D], without a cache.
 
     rotaries: of the prompt and of the responses; valid [B, P]. As in `prompt_layer`, the last layer leaves the prompt.
     """
@@ -127,15 +132,15 @@ def group_layer(
     prompt_queries = None if last else queries(x, layer, rotaries[0], config)
     prompt_mixed, mixed = group_attention(
         prompt_queries,
-        *keys_and_values(x, layer, rotaries[0], config),
+        *head_major(*keys_and_values(x, layer, rotaries[0], config)),
         valid,
-        queries(y, layer, rotaries[1], config),
-        *keys_and_values(y, layer, rotaries[1], config),
+        unpack(queries(y, layer, rotaries[1], config), packing),
+        *head_major(*(unpack(part, packing) for part in keys_and_values(y, layer, rotaries[1], config))),
         backend,
     )
     if prompt_mixed is not None:
         prompt = finish(prompt, prompt_mixed, layer, config)
-    return prompt, finish(responses, mixed, layer, config)
+    return prompt, finish(responses, pack(mixed, packing), layer, config)
 
 
 def response_layer(
@@ -153,7 +158,7 @@ def response_layer(
     values [B, M, K, E, H] among the T slots.
     """
     y = normed(x, layer, config)
-    keys, values = write(*keys_and_values(y, layer, rotary, config))
+    keys, values = write(*head_major(*keys_and_values(y, layer, rotary, config)))
     mixed = response_attention(queries(y, layer, rotary, config), *prompt, keys, values, slots)
     return finish(x, mixed, layer, config), keys, values
 

@@ -18,6 +18,8 @@ def image_features(backbone: Backbone, images: ImageBatch, remat: str = "none") 
     remat: see `layers.REMAT_POLICIES`.
     """
     groups, count = images.valid.shape[:2]
+    if not count:
+        return jnp.zeros((groups, 0, backbone.config.text.hidden_size), backbone.compute_dtype)
     at_once = backbone.images_at_once or count
 
     def some(part: ImageBatch) -> jax.Array:

@@ -15,12 +15,14 @@ from medvr_jax import assembly
 from medvr_jax.inputs.batches import PromptBatch
 from medvr_jax.models import vision_geometry
 from medvr_jax.models.attention_backend import XLA
-from medvr_jax.models.backbone import Backbone, with_settings
+from medvr_jax.models.backbone import Backbone, ResponseCache, SamplingWeights, with_settings
 from medvr_jax.models.config import BackboneConfig, VisionConfig
+from medvr_jax.models.packing import Packing
 from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.vision import ImageBatch
-from medvr_jax.rollout.engine import RolloutSettings
+from medvr_jax.rollout.engine import RolloutSettings, crop_feature_sharding
 from medvr_jax.rollout.loop import VocabularyTables
+from medvr_jax.rollout.state import RolloutState
 from medvr_jax.rollout.turns import Serving
 from medvr_jax.training import sharding
 from medvr_jax.training.state import TrainState, optimizer_shardings, split_frozen
@@ -164,6 +166,65 @@ def serving(run: AbstractRun, groups: int) -> Serving:
         feature_index=whole(E),
         counts=whole(),
         next_position=whole(),
-        crops=images((groups, slots), settings.crop_patches, run.backbone.vision),
     )
     return laid_out(arrays, sharding.by_group(run.mesh))
+
+
+def sampling_weights(run: AbstractRun, params: nnx.State) -> SamplingWeights:
+    """What decode reads, cut from abstract parameters in the sampling layout."""
+    backbone = nnx.merge(run.graphdef, params)
+    shapes = jax.eval_shape(lambda params: nnx.merge(run.graphdef, params).sampling_weights(), params)
+    axes = backbone.sampling_axes()
+    layers = tuple(
+        {name: _placed(x, run.sampling_layout, places[name]) for name, x in layer.items()}
+        for layer, places in zip(shapes.layers, axes.layers, strict=True)
+    )
+    return SamplingWeights(
+        layers,
+        _placed(shapes.embedding, run.sampling_layout, axes.embedding),
+        _placed(shapes.head, run.sampling_layout, axes.head),
+    )
+
+
+def _placed(x: jax.ShapeDtypeStruct, layout: Layout, axes: tuple[str | None, ...]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.fitting(x.shape, *axes))
+
+
+def features(run: AbstractRun, groups: int) -> jax.ShapeDtypeStruct:
+    """`[B, I * F, D]`, the prompts' image features."""
+    settings, config = run.rollout, run.config
+    rows = settings.prompt_images * settings.prompt_patches // settings.merge_unit
+    shape = (groups, rows, run.backbone.text.hidden_size)
+    return jax.ShapeDtypeStruct(shape, config.model.compute_dtype, sharding=run.sampling_layout.sharding("groups"))
+
+
+def crop_features(run: AbstractRun, groups: int) -> jax.ShapeDtypeStruct:
+    """`[B, C, F, D]`, room for all crops of the groups."""
+    settings = run.rollout
+    shape = (groups, settings.crop_slots, settings.crop_features, run.backbone.text.hidden_size)
+    place = crop_feature_sharding(run.sampling_layout)
+    return jax.ShapeDtypeStruct(shape, run.config.model.compute_dtype, sharding=place)
+
+
+def grown(run: AbstractRun, state: RolloutState) -> RolloutState:
+    """The state with its longest cache."""
+    length = run.rollout.cache_lengths[-1]
+
+    def longer(x: jax.ShapeDtypeStruct, axis: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*x.shape[:axis], length, *x.shape[axis + 1 :]), x.dtype, sharding=x.sharding)
+
+    keys = tuple(longer(x, 4) for x in state.cache.keys)
+    return state.replace(cache=ResponseCache(keys, tuple(longer(x, 3) for x in state.cache.values)))
+
+
+def packing(groups: int, slots: int, length: int, *, forks: bool) -> Packing:
+    """Of rows none of which shares a token with another: the most tokens that there can be."""
+    whole = jax.ShapeDtypeStruct((groups, slots, length), jnp.int32)
+    flags = jax.ShapeDtypeStruct(whole.shape, jnp.bool_)
+    return Packing(
+        slots=jax.ShapeDtypeStruct((groups, slots * length), jnp.int32),
+        places=whole,
+        own=flags,
+        owner=jax.ShapeDtypeStruct((groups, slots), jnp.int32) if forks else None,
+        shared=flags if forks else None,
+    )

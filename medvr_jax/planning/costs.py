@@ -74,9 +74,11 @@ def costs(run: AbstractRun) -> dict[str, Cost]:
     return {
         "reshard": Cost(0.0, masters + weights + tower),
         "vision": Cost(share * prompt_images / devices, tower),
-        "prefill": Cost(share * (prompt_images + prompts) / devices, tower + weights + groups * P * slot),
+        "slice": Cost(0.0, 2 * weights),
+        "prefill": Cost(share * prompts / devices, weights + groups * P * slot),
         "decode": Cost(share * step / devices, weights + cache),
-        "serve": Cost(share * (crops + observation) / devices, tower + weights + cache),
+        "crops": Cost(share * crops / devices, tower),
+        "extend": Cost(share * observation / devices, weights + cache),
         "score": Cost((text + images) / devices, micro * (weights + tower)),
         # Masters and both moments are read and written.
         "update": Cost(update / devices, passes * (weights + tower) + 6 * masters + activations),

@@ -17,7 +17,7 @@ class Row:
     """One program on one device: bytes by use, work and time.
 
     Attributes:
-        name, runs, shown_only: as in `programs.Program`.
+        name, runs: as in `programs.Program`.
         alive: bytes of all arrays that exist meanwhile, by use.
         outputs, temporaries: new results, and what is gone afterwards; from the compiler where there is one.
         cost: work by arithmetic.
@@ -28,7 +28,6 @@ class Row:
 
     name: str
     runs: int
-    shown_only: bool
     alive: dict[str, float]
     outputs: float
     temporaries: float
@@ -61,9 +60,7 @@ def row(program: Program, cost: Cost, temporaries: float, chip: Chip | None, com
             limits["interconnect"] = compiled.traffic.total / chip.interconnect
         bound = max(limits, key=limits.__getitem__)
         seconds = limits[bound]
-    return Row(
-        program.name, program.runs, program.shown_only, alive, outputs, temporaries, cost, compiled, seconds, bound
-    )
+    return Row(program.name, program.runs, alive, outputs, temporaries, cost, compiled, seconds, bound)
 
 
 def rows_by_arithmetic(run: AbstractRun, programs: list[Program], chip: Chip | None) -> list[Row]:
@@ -78,5 +75,5 @@ def peak(rows: list[Row]) -> Row:
 
 
 def seconds_by_phase(rows: list[Row]) -> dict[str, float]:
-    """Of one training step; programs that are part of another are left out."""
-    return {row.name: row.seconds * row.runs for row in rows if row.seconds is not None and not row.shown_only}
+    """Of one training step."""
+    return {row.name: row.seconds * row.runs for row in rows if row.seconds is not None}

@@ -26,7 +26,6 @@ def temporaries(run: AbstractRun) -> dict[str, float]:
     P, T, E = settings.prompt_bucket, settings.response_length, settings.observation_length
     heads, vocabulary = text.num_heads / tensor, text.vocab_size / tensor
     sizes = operations.matrices(run.params, run.backbone)
-    weights = width * (sizes.decoder + 2 * sizes.head) / tensor
 
     def at_once(images: int) -> int:
         """Of a group's images, those that the tower sees together."""
@@ -42,15 +41,11 @@ def temporaries(run: AbstractRun) -> dict[str, float]:
     products = width * (3 * text.hidden_size + 2 * text.intermediate_size / tensor)
     # What is kept between layers is split over `tensor`, too.
     kept = {"none": layer, "dots": saved / tensor + products, "block": saved / tensor}[config.model.remat]
-    decode = weights + groups * M * (3 * FLOAT * vocabulary + layer + 2 * FLOAT * heads * (P + T))
-    serve = weights + max(
-        tower(groups * at_once(M), settings.crop_patches),
-        groups * (M * (E + 1) * layer + 2 * FLOAT * heads * (E + 1) * (P + T)),
-    )
-    prefill = max(
-        tower(groups * at_once(settings.prompt_images), settings.prompt_patches),
-        groups * (P * layer + 2 * FLOAT * heads * P * P),
-    )
+    decode = groups * M * (3 * FLOAT * vocabulary + layer + 2 * FLOAT * heads * (P + T))
+    slot = 2 * width * text.num_layers * text.num_kv_heads * text.head_width / tensor
+    caches = groups * (P + M * T) * slot  # stacked, where layers are scanned
+    extend = caches + groups * (M * (E + 1) * layer + 2 * FLOAT * heads * (E + 1) * (P + T))
+    prefill = groups * (P * layer + 2 * FLOAT * heads * P * P)
 
     part = (config.grpo.micro_batch_groups or config.data.prompts_per_step) / shards
     tokens = P + M * T
@@ -82,9 +77,11 @@ def temporaries(run: AbstractRun) -> dict[str, float]:
     return {
         "reshard": device_bytes(run.params) / 2,
         "vision": tower(groups * at_once(settings.prompt_images), settings.prompt_patches),
+        "slice": 0.0,
         "prefill": prefill,
         "decode": decode,
-        "serve": serve,
+        "crops": tower(groups * at_once(M), settings.crop_patches),
+        "extend": extend,
         "score": gathered + scored,
         "update": update,
     }

@@ -9,15 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from medvr_jax import assembly
 from medvr_jax.models.backbone import PromptInputs
-from medvr_jax.models.features import image_features
-from medvr_jax.models.partitioning import bind
 from medvr_jax.planning import abstract
 from medvr_jax.planning.abstract import AbstractRun
-from medvr_jax.rollout.engine import crop_feature_sharding, prompt_cache_shardings, rollout_programs, state_shardings
+from medvr_jax.rollout.engine import prompt_cache_shardings, rollout_programs, state_shardings
 from medvr_jax.training import sharding
 from medvr_jax.training.state import make_cast, make_optimizer
 from medvr_jax.training.update import TrainBatch, make_scorer, make_update
@@ -37,7 +34,6 @@ class Program:
         alive: all arrays that exist while it runs, its arguments among them, by use.
         produced: what it makes that is not written over an argument.
         runs: executions in one step; for decode, tokens of the longest response, each one round of its loop.
-        shown_only: true for what is part of another program and only listed by itself.
     """
 
     name: str
@@ -46,7 +42,6 @@ class Program:
     alive: dict[str, Any]
     produced: Any
     runs: int = 1
-    shown_only: bool = False
 
 
 def step_programs(run: AbstractRun) -> list[Program]:
@@ -65,54 +60,74 @@ def step_programs(run: AbstractRun) -> list[Program]:
     params = abstract.cast(state.params, layout, dtype)
     reference = abstract.cast(state.params, run.training_layout, dtype) if config.grpo.kl_weight else None
     trained = {"parameters": (state.trainable, state.frozen, reference), "optimiser": (state.optimizer, state.step)}
-    rolling = trained | {"parameters": (trained["parameters"], params)}
 
     prompts = abstract.prompt_batch(run, groups)
     tables, key = abstract.vocabulary_tables(run), abstract.random_key(run)
     rollout = rollout_programs(run.graphdef, settings, layout)
-    shapes = jax.eval_shape(rollout.prefill, params, prompts)
+    weights = abstract.sampling_weights(run, params)
+    features = abstract.features(run, groups)
+    shapes = jax.eval_shape(rollout.prefill, params, prompts, features)
     layouts = (by_group, prompt_cache_shardings(layout), state_shardings(layout))
     made = tuple(
         abstract.laid_out(tree, jax.tree.broadcast(where, tree)) for tree, where in zip(shapes, layouts, strict=True)
     )
-    inputs, cache, rollout_state = made
-    features = jax.ShapeDtypeStruct(
-        (groups, slots, settings.crop_patches // run.backbone.vision.merge_unit, run.backbone.text.hidden_size),
-        inputs.features.dtype,
-        sharding=crop_feature_sharding(layout, slots),
-    )
-    # Until the last turn has been served, the crops' features of all turns before stay.
-    # So do all parts' tokens, and what the update reads beside them.
+    inputs, cache, first_state = made
+    # With the longest caches and the most crops, which is what memory must hold.
+    rollout_state = abstract.grown(run, first_state)
+    crops = abstract.crop_features(run, groups)
     trajectories = (rollout_state.tokens, rollout_state.positions, rollout_state.feature_index)
-    left = _of_all_parts((inputs, (features,) * turns, trajectories), config.data.prompts_per_step)
+    # What the update reads of all parts stays.
+    left = _of_all_parts((inputs, crops, trajectories), config.data.prompts_per_step)
+    rolling = trained | {"parameters": (trained["parameters"], params)}
+    sampling = trained | {"parameters": (trained["parameters"], params, weights)}
     sampled = {"caches": (cache, rollout_state), "batch": (left, prompts, tables)}
+    number = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
 
     programs = [
         Program("reshard", to_sampling, (state.params,), trained, params),
         Program(
             "vision",
-            jax.jit(bind(layout, lambda params, images: image_features(nnx.merge(run.graphdef, params), images))),
+            rollout.encode,
             (params, prompts.images),
-            rolling | {"batch": prompts},
-            inputs.features,
-            shown_only=True,
+            rolling | {"batch": (left, prompts)},
+            features,
+            runs=parts,
         ),
-        Program("prefill", rollout.prefill, (params, prompts), rolling | {"batch": (left, prompts)}, made, runs=parts),
+        Program("slice", rollout.slice, (params,), rolling | {"batch": (left, prompts)}, weights, runs=parts),
+        Program(
+            "prefill",
+            rollout.prefill,
+            (params, prompts, features),
+            sampling | {"batch": (left, prompts)},
+            made,
+            runs=parts,
+        ),
         Program(
             "decode",
             rollout.decode,
-            (params, cache, rollout_state, key, prompts.prompt_ids, tables),
-            rolling | sampled,
+            (params, weights, cache, rollout_state, key, prompts.prompt_ids, tables, number),
+            sampling | sampled,
             None,
             runs=parts * (settings.response_length - 1),
         ),
     ]
     if turns:
+        images = abstract.laid_out(
+            abstract.images((groups, slots), settings.crop_patches, run.backbone.vision), by_group
+        )
         served = abstract.serving(run, groups)
-        offset = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
-        alive = rolling | sampled | {"batch": (left, prompts, tables, served)}
-        arguments = (params, cache, rollout_state, served, offset)
-        programs.append(Program("serve", rollout.serve, arguments, alive, features, runs=parts * turns))
+        alive = sampling | sampled | {"batch": (left, prompts, tables, images, served)}
+        programs += [
+            Program("crops", rollout.encode_crops, (params, crops, images, number), alive, None, runs=parts * turns),
+            Program(
+                "extend",
+                rollout.extend,
+                (params, weights, cache, rollout_state, served, crops),
+                alive,
+                None,
+                runs=parts * turns,
+            ),
+        ]
 
     updating = assembly.update_settings(config, mesh)
     inputs, crop_features, trajectories = left
@@ -141,7 +156,7 @@ def train_batch(
     run: AbstractRun,
     prompt: PromptInputs,
     trajectories: tuple[jax.ShapeDtypeStruct, ...],
-    crop_features: tuple[jax.ShapeDtypeStruct, ...],
+    crop_features: jax.ShapeDtypeStruct,
 ) -> TrainBatch:
     """As `training.trainer.Trainer.train_batch` makes it from a rollout's tokens, positions and feature indices."""
     settings, vision = run.rollout, run.backbone.vision
@@ -151,8 +166,9 @@ def train_batch(
     images = crops = None
     if not frozen:
         images = abstract.images((groups, settings.prompt_images), settings.prompt_patches, vision)
-        crops = (abstract.images((groups, slots), settings.crop_patches, vision),) * len(crop_features)
+        crops = abstract.images((groups, settings.crop_slots), settings.crop_patches, vision)
     arrays = {
+        "packing": abstract.packing(groups, slots, length, forks=settings.evr is not None),
         "sampled": jax.ShapeDtypeStruct((groups, slots, length), jnp.bool_),
         "log_probabilities": jax.ShapeDtypeStruct((groups, slots, length), jnp.float32),
         "advantages": jax.ShapeDtypeStruct((groups, slots), jnp.float32),
@@ -165,7 +181,7 @@ def train_batch(
         tokens=tokens,
         positions=positions,
         feature_index=feature_index,
-        crop_features=crop_features if frozen else (),
+        crop_features=crop_features if frozen else None,
         old_log_probabilities=None,
         **abstract.laid_out(arrays, sharding.by_group(run.mesh)),
     )

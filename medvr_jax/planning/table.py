@@ -131,9 +131,7 @@ def _work(plan: Plan) -> list[str]:
             cells += _compiled_cells(row)
         if row.seconds is not None:
             cells += [_seconds(row.seconds), row.bound]
-        cells.append(
-            "in prefill" if row.shown_only else f"{row.runs} tokens" if row.name == "decode" else str(row.runs)
-        )
+        cells.append(f"{row.runs} tokens" if row.name == "decode" else str(row.runs))
         lines.append(_cells(cells))
     if compiled:
         note = "XLA counts the body of a loop once (one token for decode, one layer where layers are scanned);"

@@ -83,27 +83,39 @@ class Asks(NamedTuple):
 
 def decode(
     backbone: Backbone,
+    weights: SamplingWeights,
     prompt_cache: PromptCache,
     state: RolloutState,
     key: jax.Array,
     prompt_ids: jax.Array,
     tables: VocabularyTables,
+    stop_at: jax.Array,
     settings: LoopSettings,
-) -> RolloutState:
-    """Samples until no slot is active and every fork budget is settled.
+) -> tuple[RolloutState, jax.Array]:
+    """Samples until no slot is active and every fork budget is settled, or a row's cache is full.
 
     Args:
         key: the step's random key.
         prompt_ids: `[B]` uint32, stable ids for the random keys.
+        stop_at: `[]` int32, sampling also ends when an active row is that long.
+
+    Returns:
+        the state, and whether a row needs a longer cache to go on (`[]` bool).
     """
-    weights = backbone.sampling_weights()
+    room = state.cache.values[0].shape[3]  # the token at slot `length` - 1 is fed next
     keys = sampling.slot_keys(key, prompt_ids, state.tokens.shape[1])
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
     token_keys, fork_keys = fold(keys, _TOKEN_STREAM), fold(keys, _FORK_STREAM)
 
+    def any_active(state: RolloutState, length: int | jax.Array) -> jax.Array:
+        """Whether an active row has at least that many tokens."""
+        return jnp.any((state.status == ACTIVE) & (state.length >= length))
+
     def unfinished(state: RolloutState) -> jax.Array:
-        busy = jnp.any(state.status == ACTIVE)
-        return busy if state.forks is None else busy | ~jnp.all(state.forks.settled)
+        busy = any_active(state, 0)
+        if state.forks is not None:
+            busy |= ~jnp.all(state.forks.settled)
+        return busy & ~any_active(state, jnp.minimum(stop_at, room + 1))
 
     def step(state: RolloutState) -> RolloutState:
         draw, state = feed_and_sample(
@@ -117,7 +129,8 @@ def decode(
             state = spend_fork_budget(state, asks, fork_keys, settings)
         return state.replace(steps=state.steps + 1)
 
-    return jax.lax.while_loop(unfinished, step, state)
+    state = jax.lax.while_loop(unfinished, step, state)
+    return state, any_active(state, room + 1)
 
 
 def feed_and_sample(
@@ -137,7 +150,7 @@ def feed_and_sample(
         tokens=token,
         positions=positions,
         feature_index=jnp.full((groups, slots, 1), -1, jnp.int32),
-        features=jnp.zeros((groups, slots, 0, backbone.config.text.hidden_size), jnp.float32),
+        features=jnp.zeros((groups, 0, backbone.config.text.hidden_size), jnp.float32),
     )
     hidden, cache = backbone.extend(prompt_cache, state.cache, new, last, jnp.ones_like(last), weights)
     uniform = sampling.slot_uniforms(keys, state.length)
@@ -172,18 +185,16 @@ def append(state: RolloutState, draw: Draw, end_of_turn: jax.Array) -> RolloutSt
     )
 
 
-def append_observation(state: RolloutState, serving: Serving, feature_offset: jax.Array) -> RolloutState:
+def append_observation(state: RolloutState, serving: Serving) -> RolloutState:
     """Writes the observations of a turn behind the rows they belong to; the cache holds them already.
 
     Args:
         serving: what the host prepared; `counts` tokens per row, none for rows that were not served.
-        feature_offset: `[]` int32, where the crops' features stand among the trajectory's own.
     """
     slot = jnp.arange(state.tokens.shape[2])
     index = slot - state.length[..., None]  # [B, M, T], the observation token that a slot takes
     here = (index >= 0) & (index < serving.counts[..., None])
     index = jnp.clip(index, 0, serving.tokens.shape[2] - 1)
-    features = jnp.where(serving.feature_index >= 0, serving.feature_index + feature_offset, -1)
 
     def place(new: jax.Array, old: jax.Array) -> jax.Array:
         return jnp.where(here, jnp.take_along_axis(new, index, axis=2), old)
@@ -192,7 +203,7 @@ def append_observation(state: RolloutState, serving: Serving, feature_offset: ja
     return state.replace(
         tokens=place(serving.tokens, state.tokens),
         positions=jnp.where(here[..., None], positions, state.positions),
-        feature_index=place(features, state.feature_index),
+        feature_index=place(serving.feature_index, state.feature_index),
         length=state.length + serving.counts,
         next_position=serving.next_position,
         status=serving.status,

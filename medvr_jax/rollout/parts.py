@@ -20,8 +20,8 @@ from medvr_jax.rollout.engine import RolloutEngine, crop_feature_sharding
 from medvr_jax.rollout.trajectories import Rollout
 
 _ON_DEVICES = ("prompt_inputs", "tokens", "positions", "feature_index", "crop_features")
-_ON_HOST = ("host", "prompt_batch", "crops")
-_LISTS = ("prompts", "trajectories", "decisions")
+_ON_HOST = ("host", "prompt_batch")
+_LISTS = ("prompts", "trajectories", "decisions", "crops")
 
 
 class PartedRollout:
@@ -42,7 +42,7 @@ class PartedRollout:
             return jax.tree.map(leaf, *parts)
 
         shardings = dict.fromkeys(_ON_DEVICES, layout.sharding("groups"))
-        shardings["crop_features"] = crop_feature_sharding(layout, engine.settings.trajectories)
+        shardings["crop_features"] = crop_feature_sharding(layout)
         self._join: Callable[[Sequence[Any]], Any] = jax.jit(join, out_shardings=shardings)
 
     def run(self, params: nnx.State, prompts: Sequence[Prompt], key: jax.Array) -> Rollout:

@@ -11,8 +11,8 @@ import numpy as np
 from medvr_jax.inputs.batches import PromptBatch
 from medvr_jax.inputs.boxes import ZoomBox
 from medvr_jax.inputs.chat import Prompt
+from medvr_jax.inputs.images import PreparedImage
 from medvr_jax.models.backbone import PromptInputs
-from medvr_jax.models.vision import ImageBatch
 from medvr_jax.rollout.state import BASE, DECISION_FIELDS, FORK, FRESH
 
 ORIGINS = {BASE: "base", FORK: "fork", FRESH: "fresh"}
@@ -87,8 +87,8 @@ class Rollout:
         prompt_inputs: device arrays for the scorer, image features included.
         prompt_batch: the prompts' host arrays, for a scorer that encodes the images itself.
         tokens, positions, feature_index: device arrays `[B, M, T]`, `[B, M, T, 3]`, `[B, M, T]`.
-        crop_features: one device array `[B, M, F, D]` per tool turn.
-        crops: one host image batch `[B, M, ...]` per tool turn.
+        crop_features: device array `[B, C, F, D]` of the groups' crops.
+        crops: the crops themselves, `[B][...]`, None where a group has none in a place; feature_index // F counts them.
         seconds: wall-clock time by phase.
         decode_steps: steps of the sampling loop, all turns together.
     """
@@ -102,8 +102,8 @@ class Rollout:
     tokens: jax.Array
     positions: jax.Array
     feature_index: jax.Array
-    crop_features: tuple[jax.Array, ...]
-    crops: tuple[ImageBatch, ...]
+    crop_features: jax.Array
+    crops: list[list[PreparedImage | None]]
     seconds: dict[str, float]
     decode_steps: int
 

@@ -1,8 +1,13 @@
-"""Between two turns, on the host: read what was sampled, run the tools, and prepare what the device appends."""
+"""Between two turns, on the host: read what was sampled, run the tools, and prepare what the device appends.
+
+Crops belong to groups: one that several trajectories ask for, in whatever turn, is prepared and encoded once.
+"""
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import os
 from collections.abc import Hashable, Mapping, Sequence
 
 import jax
@@ -10,9 +15,7 @@ import numpy as np
 from PIL import Image
 
 from medvr_jax.inputs.chat import Encoder, Observation, Prompt, encode_observation
-from medvr_jax.inputs.images import PreparedImage, load_image, pack_images
-from medvr_jax.models.config import VisionConfig
-from medvr_jax.models.vision import ImageBatch
+from medvr_jax.inputs.images import PreparedImage, load_image
 from medvr_jax.rollout.state import ACTIVE, DONE, TURN_ENDED
 from medvr_jax.rollout.tools import Tool, ToolResult, parse_tool_call, run_tool_call
 from medvr_jax.rollout.trajectories import ORIGINS, Trajectory, Turn
@@ -27,10 +30,9 @@ class Serving:
         status: int32, the slots' new status.
         tokens: `[B, M, E]` int32, observation tokens of the served rows.
         positions: `[B, M, E, 3]` int32.
-        feature_index: `[B, M, E]` int32 into that row's crop alone, -1 for text.
+        feature_index: `[B, M, E]` int32 into the group's crops' features `[C * F]`, -1 for text.
         counts: int32, observation tokens per row; 0 = not served.
         next_position: int32, rope position after the observation.
-        crops: image batch `[B, M, ...]`; rows without a crop are empty.
     """
 
     status: np.ndarray
@@ -39,7 +41,11 @@ class Serving:
     feature_index: np.ndarray
     counts: np.ndarray
     next_position: np.ndarray
-    crops: ImageBatch
+
+    def cut(self, tokens: int) -> Serving:
+        """The same with E = `tokens`, no fewer than the most that a row has."""
+        names = ("tokens", "positions", "feature_index")
+        return dataclasses.replace(self, **{name: getattr(self, name)[:, :, :tokens] for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +61,18 @@ class Sampled:
     fork_position: np.ndarray
 
 
+@dataclasses.dataclass
+class WaitingRow:
+    """A row whose call has been run: what it gets, where it ends, and whether that was a whole turn."""
+
+    group: int
+    row: int
+    text: str
+    result: ToolResult
+    end: int
+    ended_properly: bool
+
+
 class TurnServer:
     """Follows the trajectories of one rollout from turn to turn."""
 
@@ -67,18 +85,20 @@ class TurnServer:
         *,
         observation_length: int,
         response_length: int,
-        crop_patches: int,
-        vision: VisionConfig,
+        crop_features: int,
     ) -> None:
-        """For B prompts and M slots; the lengths are E and T, `crop_patches` is the bucket S of a crop."""
+        """For B prompts and M slots; the lengths are E and T, `crop_features` is F, rows of features for each crop."""
         self._prompts, self._encoder, self._tools = prompts, encoder, tools
         self._observation_length, self._response_length = observation_length, response_length
-        self._crop_patches, self._vision = crop_patches, vision
+        self._crop_features = crop_features
         self._turns: list[list[list[Turn]]] = [[[] for _ in range(slots)] for _ in prompts]
         self._ended = [["truncated"] * slots for _ in prompts]
         self._turn_start = np.ones((len(prompts), slots), np.int64)
         self._originals: dict[int, Image.Image] = {}
         self._observations: dict[tuple[int, Hashable], Observation] = {}
+        self._places: dict[tuple[int, Hashable], int] = {}
+        self._crops: list[list[PreparedImage | None]] = [[] for _ in prompts]
+        self._turn_began = 0  # among the groups' crops
 
     def serve(self, sampled: Sampled, *, last_turn: bool) -> Serving:
         """Reads the turn that each waiting row has ended; runs its tool and prepares the observation, or ends it.
@@ -86,9 +106,7 @@ class TurnServer:
         Text and image of an observation are appended together or not at all: a trajectory without room for them, and
         for one token after them, ends before them.
         """
-        slots = sampled.length.shape[1]
-        serving = self._empty_serving(sampled)
-        images: list[PreparedImage | None] = [None] * sampled.length.size
+        serving, waiting = self._empty_serving(sampled), []
         for b, m in np.argwhere((sampled.status == TURN_ENDED) | (sampled.status == DONE)).tolist():
             start, end = self._turn_start[b, m], sampled.length[b, m]
             if sampled.status[b, m] == DONE and start == end:
@@ -109,34 +127,73 @@ class TurnServer:
                 self._ended[b][m] = "turn_limit"
                 continue
             result = run_tool_call(call, self._tools, self._original(b), self._prompts[b].images[0])
-            observation = self._observe(b, result, int(sampled.next_position[b, m]))
-            count = len(observation.token_ids)
             ended_properly = sampled.tokens[b, m, end - 1] == self._encoder.end_of_turn_id
-            fits = count <= self._observation_length and end + count < self._response_length
-            if not (fits and ended_properly):
-                self._turns[b][m].append(Turn(text, called=True, call_box=result.call_box))
+            waiting.append(WaitingRow(b, m, text, result, int(end), bool(ended_properly)))
+        self.observe(serving, waiting)
+        return serving
+
+    def observe(self, serving: Serving, waiting: Sequence[WaitingRow]) -> None:
+        """Writes the observations of the rows that wait into `serving`; those without room for theirs end."""
+        self._prepare(waiting)
+        for one in waiting:
+            b, m, result = one.group, one.row, one.result
+            observation = self._observations[b, _key(result)]
+            count = len(observation.token_ids)
+            fits = count <= self._observation_length and one.end + count < self._response_length
+            if not (fits and one.ended_properly):
+                self._turns[b][m].append(Turn(one.text, called=True, call_box=result.call_box))
                 continue
             self._turns[b][m].append(
-                Turn(text, True, result.call_box, result.zoom, "crop" if result.image else result.error)
+                Turn(one.text, True, result.call_box, result.zoom, "crop" if result.image else result.error)
             )
+            # Positions only ever grow by what came before, text and image alike.
+            start = int(serving.next_position[b, m])
             serving.status[b, m] = ACTIVE
             serving.tokens[b, m, :count] = observation.token_ids
-            serving.positions[b, m, :count] = observation.positions
-            serving.feature_index[b, m, :count] = observation.feature_index
+            serving.positions[b, m, :count] = observation.positions + start
             serving.counts[b, m] = count
-            serving.next_position[b, m] = observation.next_position
-            images[b * slots + m] = observation.image
-            self._turn_start[b, m] = end + count
-        return dataclasses.replace(serving, crops=self._pack(images))
+            serving.next_position[b, m] = observation.next_position + start
+            if observation.image is not None:
+                first = self._place(b, _key(result), observation.image) * self._crop_features
+                index = observation.feature_index
+                serving.feature_index[b, m, :count] = np.where(index >= 0, index + first, -1)
+            self._turn_start[b, m] = one.end + count
 
-    def no_crops(self) -> ImageBatch:
-        """An image batch `[B, M, ...]` without any image."""
-        return self._pack([None] * (len(self._turns) * len(self._turns[0])))
+    def _prepare(self, waiting: Sequence[WaitingRow]) -> None:
+        """The observations, from position 0, of results that their group has not seen; on threads, as images leave
+        the interpreter's lock."""
+        new = {(one.group, _key(one.result)): one.result for one in waiting}
+        new = {key: result for key, result in new.items() if key not in self._observations}
+        if not new:
+            return
 
-    def _pack(self, images: Sequence[PreparedImage | None]) -> ImageBatch:
-        crops = pack_images(images, self._crop_patches, self._vision)
-        groups, slots = len(self._turns), len(self._turns[0])
-        return jax.tree.map(lambda leaf: leaf.reshape(groups, slots, *leaf.shape[1:]), crops)
+        def prepared(result: ToolResult) -> Observation:
+            return encode_observation(self._encoder, 0, crop=result.image, error=result.error or "")
+
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            self._observations |= dict(zip(new, pool.map(prepared, new.values()), strict=True))
+
+    def _place(self, group: int, key: Hashable, image: PreparedImage) -> int:
+        """Where the crop stands among the group's, newly or since an earlier row or turn."""
+        if (group, key) not in self._places:
+            self._places[group, key] = len(self._crops[group])
+            self._crops[group].append(image)
+        return self._places[group, key]
+
+    def new_crops(self) -> list[list[PreparedImage]]:
+        """The crops `[B][...]` that are new in this turn; they begin at the same place in all groups."""
+        return [group[self._turn_began :] for group in self._crops]
+
+    def end_turn(self, width: int) -> None:
+        """Goes on to the next turn; every group's crops are filled up to `width` in this one."""
+        self._turn_began += width
+        for group in self._crops:
+            group += [None] * (self._turn_began - len(group))
+
+    @property
+    def crops(self) -> list[list[PreparedImage | None]]:
+        """All crops `[B][C]` so far; None where a group had fewer than the others in a turn."""
+        return self._crops
 
     def trajectories(self, sampled: Sampled) -> list[list[Trajectory]]:
         """The finished trajectories `[B][M]`."""
@@ -163,7 +220,6 @@ class TurnServer:
             feature_index=np.full(shape, -1, np.int32),
             counts=np.zeros(sampled.length.shape, np.int32),
             next_position=sampled.next_position.copy(),
-            crops=pack_images([], self._crop_patches, self._vision),
         )
 
     def _original(self, group: int) -> Image.Image:
@@ -172,11 +228,7 @@ class TurnServer:
             self._originals[group] = load_image(self._prompts[group].example.images[0])
         return self._originals[group]
 
-    def _observe(self, group: int, result: ToolResult, start: int) -> Observation:
-        """The observation of a tool's result from position `start`; the same one of a group is prepared once."""
-        key = (group, result.zoom.original if result.zoom else result.error)
-        if key not in self._observations:
-            self._observations[key] = encode_observation(self._encoder, 0, crop=result.image, error=result.error or "")
-        # Positions only ever grow by what came before, text and image alike.
-        first = self._observations[key]
-        return dataclasses.replace(first, positions=first.positions + start, next_position=first.next_position + start)
+
+def _key(result: ToolResult) -> Hashable:
+    """Equal for results that look alike to the policy."""
+    return result.zoom.original if result.zoom else result.error

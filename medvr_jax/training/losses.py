@@ -131,17 +131,18 @@ def chunked_log_probabilities(
     banned: jax.Array,
     temperature: float | jax.Array,
     chunk: int,
+    wanted: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probabilities and entropies of many tokens, `chunk` positions of the last token axis at a time.
 
     hidden: [..., T, D], targets: [..., T], banned: [V] bool; head: hidden [..., D] -> logits [..., V]. Returns two
     float32 arrays [..., T]. Logits exist for one chunk at a time, forwards and (recomputed) backwards; if all of T fits
-    into one chunk they are kept instead. Leading axes are never cut, so a batch sharded over B stays where it is; a
-    flat [n, D] is the case without leading axes.
+    into one chunk they are kept instead. wanted: [..., T] bool; chunks without a wanted token are left out, with zeros
+    for results. Leading axes are never cut, so a batch sharded over B stays where it is; a flat [n, D] is the case
+    without leading axes.
     """
 
-    def one_chunk(pair: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        part, wanted = pair
+    def one_chunk(part: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
         # Flat rows: on CPU the four-dimensional product takes twice as long. B stays the major axis of the rows.
         flat = head(part.reshape(-1, part.shape[-1]))
         found = log_probabilities_and_entropy(flat, wanted.reshape(-1), banned, temperature)
@@ -149,12 +150,24 @@ def chunked_log_probabilities(
 
     length = targets.shape[-1]
     if length <= chunk:
-        return one_chunk((hidden, targets))
+        return one_chunk(hidden, targets)
     lead, count = targets.shape[:-1], -(-length // chunk)
     padding = [(0, 0)] * len(lead) + [(0, count * chunk - length)]
     hidden = jnp.pad(hidden, [*padding, (0, 0)]).reshape(*lead, count, chunk, hidden.shape[-1])
     targets = jnp.pad(targets, padding).reshape(*lead, count, chunk)
+    chunks = (jnp.moveaxis(hidden, -3, 0), jnp.moveaxis(targets, -2, 0))
     recomputed = jax.checkpoint(one_chunk, prevent_cse=False)  # inside a loop nothing can be shared anyway
-    results = jax.lax.map(recomputed, (jnp.moveaxis(hidden, -3, 0), jnp.moveaxis(targets, -2, 0)))
+    if wanted is None:
+        results = jax.lax.map(lambda parts: recomputed(*parts), chunks)
+    else:
+        wanted = jnp.moveaxis(jnp.pad(wanted, padding).reshape(*lead, count, chunk), -2, 0)
+
+        def nothing(part: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, jnp.float32)
+
+        results = jax.lax.map(
+            lambda parts: jax.lax.cond(parts[2], recomputed, nothing, *parts[:2]),
+            (*chunks, jnp.any(wanted, axis=tuple(range(1, wanted.ndim)))),
+        )
     log_probability, entropy = (jnp.moveaxis(x, 0, -2).reshape(*lead, count * chunk)[..., :length] for x in results)
     return log_probability, entropy

@@ -32,12 +32,11 @@ SAMPLING: Mapping[str, MeshAxes] = {
     "vocabulary": "tensor",
     "vision_heads": "tensor",
     "vision_mlp": "tensor",
-    "waiting_trajectories": "tensor",  # crops' features, from the rollout to the update
+    "waiting_features": "tensor",  # the width of crops' features, from the rollout to the update
 }
 TRAINING: Mapping[str, MeshAxes] = SAMPLING | {
     "embed": "fsdp",
     "vision_embed": "fsdp",
-    "residual_trajectories": "tensor",
     "residual_tokens": "tensor",
 }
 _ATTENTION_PLATFORMS = {"splash": "tpu", "fused": "gpu"}

@@ -15,12 +15,15 @@ from medvr_jax.datasets.example import Example
 from medvr_jax.errors import UserError
 from medvr_jax.evaluation.greedy import predict, summarise
 from medvr_jax.inputs.chat import encode_prompts
+from medvr_jax.inputs.images import pack_image_rows
+from medvr_jax.models.packing import Packing, distinct_tokens, pack_rows
+from medvr_jax.models.vision import ImageBatch
 from medvr_jax.rollout.parts import PartedRollout
 from medvr_jax.rollout.trajectories import Rollout
 from medvr_jax.training import sharding
 from medvr_jax.training.rewarding import Rewards, reward_rollout
 from medvr_jax.training.state import TrainState, initial_train_state, make_cast, make_optimizer
-from medvr_jax.training.update import TrainBatch, make_scorer, make_update
+from medvr_jax.training.update import TrainBatch, make_scorer, make_update, update_sizes
 
 
 class Step(NamedTuple):
@@ -51,7 +54,7 @@ class Trainer:
         self._engine = parts.engine(assembly.training_rollout(config, parts.backbone))
         groups, at_once = config.data.prompts_per_step, assembly.groups_at_once(config)
         self._rollouts = PartedRollout(self._engine, parts.sampling_layout, groups, at_once)
-        self._evaluator = parts.engine(assembly.greedy_rollout(config))
+        self._evaluator = parts.engine(assembly.greedy_rollout(config, parts.backbone))
         # The reference is the policy before training, kept only when the loss asks for it.
         self._reference = None
         if config.grpo.kl_weight:
@@ -100,7 +103,7 @@ class Trainer:
             seconds[name] = seconds.get(name, 0.0) + value
 
         started = time.perf_counter()
-        rewards = jax.block_until_ready(reward_rollout(rollout, self._engine.tool_turns, self._rewards))
+        rewards = jax.block_until_ready(reward_rollout(rollout, self._engine.settings.tool_turns, self._rewards))
         seconds["reward"] = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -115,23 +118,48 @@ class Trainer:
         counted = (
             np.asarray(rewards.has_spread) if config.grpo.skip_zero_spread else np.ones(len(rollout.prompts), bool)
         )
+        packing, crops = self._pack(rollout)
         arrays = {
+            "packing": packing,
             "sampled": rollout.host.sampled,
             "log_probabilities": rollout.host.log_probabilities,
             "advantages": np.asarray(rewards.advantages),
             "counted": counted,
             "images": None if frozen else rollout.prompt_batch.images,
-            "crops": None if frozen else rollout.crops,
+            "crops": crops,
         }
         return TrainBatch(
             prompt=rollout.prompt_inputs,
             tokens=rollout.tokens,
             positions=rollout.positions,
             feature_index=rollout.feature_index,
-            crop_features=rollout.crop_features if frozen else (),
+            crop_features=rollout.crop_features if frozen else None,
             old_log_probabilities=None,
             **distributed.put_rows(arrays, sharding.by_group(mesh)),
         )
+
+    def _pack(self, rollout: Rollout) -> tuple[Packing, ImageBatch | None]:
+        """The distinct tokens of the responses, and a trained tower's crops, in the smallest size that holds both."""
+        length, settings = rollout.host.length, self._engine.settings
+        parent, fork = (
+            np.array(
+                [
+                    [-1 if getattr(t, name) is None else getattr(t, name) for t in group]
+                    for group in rollout.trajectories
+                ]
+            )
+            for name in ("parent", "fork_position")
+        )
+        frozen = self.config.model.freeze_vision_tower
+        used = 0 if frozen else max(map(len, rollout.crops))
+        longest, distinct, used = distributed.largest(int(length.max()), int(distinct_tokens(length, fork).max()), used)
+        size = next(size for size in update_sizes(settings) if size.holds(longest, distinct, used))
+        first = rollout.host.sampled[:, :, : size.length]
+        packing = pack_rows(length, parent, fork, first, size.tokens, forks=settings.evr is not None)
+        if frozen:
+            return packing, None
+        vision = self._engine.config.vision
+        return packing, pack_image_rows(rollout.crops, size.crops, settings.crop_patches, vision)
 
     def _update_on(self, batch: TrainBatch) -> dict[str, float]:
         """Changes the state: `updates_per_batch` optimiser steps on one batch; returns the means of their metrics."""

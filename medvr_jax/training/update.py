@@ -1,13 +1,16 @@
 """One GRPO update: score the groups, form the loss, take the gradient micro-batch by micro-batch, step the optimiser.
 
-A group is scored as P + M*T tokens: its prompt once, its M responses behind it. With one update per batch the policy
-that sampled is the policy that is scored, so the ratio is 1 by construction and its old log-probabilities are its own;
-with more, one scoring pass before the first update supplies them.
+A group is scored as P + N tokens: its prompt once, and behind it the N distinct tokens of its M responses. A fork
+shares its beginning with its parent: each weighs these tokens with its own advantage, and the two gradients add up, as
+if the tokens had been computed twice. With one update per batch the policy that sampled is the policy that is scored,
+so the ratio is 1 by construction and its old log-probabilities are its own; with more, one scoring pass before the
+first update supplies them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,8 +21,10 @@ from flax import nnx
 
 from medvr_jax.models.backbone import Backbone, PromptInputs, ResponseInputs
 from medvr_jax.models.features import image_features
+from medvr_jax.models.packing import Packing, pack, unpack
 from medvr_jax.models.partitioning import Layout, bind, constrain_parameters
 from medvr_jax.models.vision import ImageBatch
+from medvr_jax.rollout.engine import RolloutSettings
 from medvr_jax.training import losses
 from medvr_jax.training.state import TrainState
 
@@ -32,7 +37,8 @@ class TrainBatch:
     Attributes:
         prompt: the groups' prompts (all but their last token).
         tokens, positions, feature_index: `[B, M, T]`, `[B, M, T, 3]`, `[B, M, T]`; slot 0 is the prompt's last token.
-        crop_features: one `[B, M, F, D]` per tool turn; empty when `crops` are given.
+        packing: the distinct tokens of the responses; its T may be shorter than the arrays', whose rest is padding.
+        crop_features: `[B, C, F, D]` of the groups' crops; None when `crops` are given.
         sampled: `[B, M, T]` bool, the response mask.
         log_probabilities: `[B, M, T]` float32, the sampler's, to measure its drift from the scorer.
         old_log_probabilities: `[B, M, T]` float32 under the policy before the first update of this batch; None with one
@@ -40,26 +46,34 @@ class TrainBatch:
         advantages: `[B, M]` float32.
         counted: `[B]` bool, groups that enter the loss and its denominators.
         images: the prompts' images `[B, I, ...]`, and
-        crops: one `[B, M, ...]` batch per tool turn; both None when the vision tower is frozen: the features of the
-            rollout are then used again.
+        crops: the groups' crops `[B, C, ...]`; both None when the vision tower is frozen: the features of the rollout
+            are then used again.
     """
 
     prompt: PromptInputs
     tokens: jax.Array
     positions: jax.Array
     feature_index: jax.Array
-    crop_features: tuple[jax.Array, ...]
+    packing: Packing
+    crop_features: jax.Array | None
     sampled: jax.Array
     log_probabilities: jax.Array
     old_log_probabilities: jax.Array | None
     advantages: jax.Array
     counted: jax.Array
     images: ImageBatch | None
-    crops: tuple[ImageBatch, ...] | None
+    crops: ImageBatch | None
 
     def replace(self, **changes: Any) -> TrainBatch:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def cut(self) -> TrainBatch:
+        """Without the slots past the packing's T."""
+        length = self.packing.places.shape[2]
+        names = ("tokens", "positions", "feature_index", "sampled", "log_probabilities", "old_log_probabilities")
+        arrays = {name: getattr(self, name) for name in names}
+        return self.replace(**{name: x[:, :, :length] for name, x in arrays.items() if x is not None})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +92,32 @@ class UpdateSettings:
     data_shards: int = 1
 
 
+FILLS = (0.5, 0.75, 1.0)  # of the tokens and crops that responses of one length may have
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateSize:
+    """Static sizes of one update: T slots of a response, N packed tokens and C crops of a group."""
+
+    length: int
+    tokens: int
+    crops: int
+
+    def holds(self, length: int, tokens: int, crops: int) -> bool:
+        """Whether a batch whose longest row, largest group and most crops are these fits."""
+        return length <= self.length and tokens <= self.tokens and crops <= self.crops
+
+
+def update_sizes(rollout: RolloutSettings) -> tuple[UpdateSize, ...]:
+    """The sizes that updates come in, smaller ones first."""
+    M = rollout.trajectories
+    return tuple(
+        UpdateSize(length, math.ceil(fill * M * length), math.ceil(fill * rollout.crop_slots))
+        for length in rollout.cache_lengths
+        for fill in FILLS
+    )
+
+
 # Metrics that add up over micro-batches.
 _SUMS = ("loss", "policy", "kl", "clipped", "entropy")
 
@@ -85,28 +125,27 @@ _SUMS = ("loss", "policy", "kl", "clipped", "entropy")
 def score(
     backbone: Backbone, batch: TrainBatch, banned: jax.Array, settings: UpdateSettings
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities and entropies `[B, M, T]` float32 of the responses' tokens; 0 in slot 0."""
-    groups, slots = batch.tokens.shape[:2]
-    prompt, crops = batch.prompt, list(batch.crop_features)
+    """Log-probabilities and entropies `[B, M, T]` float32 of the responses' sampled tokens; 0 elsewhere."""
+    prompt, features, packing = batch.prompt, batch.crop_features, batch.packing
     if batch.images is not None:
         prompt = dataclasses.replace(prompt, features=image_features(backbone, batch.images, settings.remat))
-    for images in batch.crops or ():
-        features = image_features(backbone, images, settings.remat)
-        crops.append(features.reshape(groups, slots, -1, features.shape[-1]))
-    nothing = jnp.zeros((groups, slots, 0, prompt.features.shape[-1]), prompt.features.dtype)
-    features = jnp.concatenate(crops, axis=2) if crops else nothing
+        features = image_features(backbone, batch.crops, settings.remat)
+    features = features.reshape(features.shape[0], -1, features.shape[-1])
     response = ResponseInputs(batch.tokens, batch.positions, batch.feature_index, features)
-    hidden = backbone.score(prompt, response, remat=settings.remat)
-    rows = max(groups // settings.data_shards, 1) * slots
+    hidden = unpack(backbone.score(prompt, response, packing, settings.remat), packing)
+    # A token is predicted where the one before it stands: in its own row, if a fork's first token of its own.
+    before = jnp.pad(hidden[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
+    groups = max(batch.tokens.shape[0] // settings.data_shards, 1)
     pair = losses.chunked_log_probabilities(
-        hidden[:, :, :-1],
+        pack(before, packing),
         backbone.logits,
-        batch.tokens[:, :, 1:],
+        pack(batch.tokens, packing),
         banned,
         settings.temperature,
-        max(settings.logit_chunk // rows, 1),
+        max(settings.logit_chunk // groups, 1),
+        wanted=pack(batch.sampled, packing),
     )
-    log_probabilities, entropy = (jnp.pad(x, ((0, 0), (0, 0), (1, 0))) for x in pair)
+    log_probabilities, entropy = (jnp.where(batch.sampled, unpack(x, packing), 0.0) for x in pair)
     return log_probabilities, entropy
 
 
@@ -137,6 +176,7 @@ def loss_and_gradient(
         reference: the frozen reference policy's parameters; None when the KL weight is 0.
         banned: `[V]` bool.
     """
+    batch = batch.cut()
     weights = losses.token_weights(batch.sampled, settings.aggregation, counted=batch.counted)
     token_share = losses.token_weights(batch.sampled, "token")
 
@@ -224,10 +264,13 @@ def make_scorer(
 
     def scorer(params: nnx.State, batch: TrainBatch, banned: jax.Array) -> jax.Array:
         backbone = nnx.merge(graphdef, _cast(params, settings.compute_dtype))
+        length, batch = batch.sampled.shape[2], batch.cut()
         count = micro_batch_count(batch.sampled.shape[0], settings.micro_batch_groups)
         if count == 1:
-            return score(backbone, batch, banned, settings)[0]
-        parts = jax.lax.map(lambda part: score(backbone, part, banned, settings)[0], _micro_batches(batch, count))
-        return jnp.swapaxes(parts, 0, 1).reshape(batch.sampled.shape)
+            found = score(backbone, batch, banned, settings)[0]
+        else:
+            parts = jax.lax.map(lambda part: score(backbone, part, banned, settings)[0], _micro_batches(batch, count))
+            found = jnp.swapaxes(parts, 0, 1).reshape(batch.sampled.shape)
+        return jnp.pad(found, ((0, 0), (0, 0), (0, length - found.shape[2])))
 
     return jax.jit(bind(layout, scorer))

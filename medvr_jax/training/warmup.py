@@ -29,6 +29,7 @@ from medvr_jax.inputs.tokenizer import make_token_tables
 from medvr_jax.models.backbone import PromptInputs, ResponseInputs
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.features import image_features
+from medvr_jax.models.packing import pack_all
 from medvr_jax.models.vision import ImageBatch
 from medvr_jax.models.weights import random_backbone, save_backbone
 from medvr_jax.training.tiny_folder import TINY_DIRECT_SYSTEM, TINY_ZOOM_SYSTEM, write_tiny_folder
@@ -288,9 +289,9 @@ def _hidden(backbone: Any, batch: RowBatch) -> jax.Array:
         image_features(backbone, prompts.images),
     )
     B, M, T = batch.tokens.shape
-    if batch.images is None:
-        features = jnp.zeros((B, M, 0, prompt.features.shape[-1]), prompt.features.dtype)
-    else:
-        crops = image_features(backbone, batch.images)
-        features = crops.reshape(B, M, -1, crops.shape[-1])
-    return backbone.score(prompt, ResponseInputs(batch.tokens, batch.positions, batch.feature_index, features))
+    features, index = jnp.zeros((B, 0, prompt.features.shape[-1]), prompt.features.dtype), batch.feature_index
+    if batch.images is not None:  # one for each trajectory; the indices count within it
+        features = image_features(backbone, batch.images)
+        index = jnp.where(index >= 0, index + features.shape[1] // M * jnp.arange(M)[:, None], -1)
+    response = ResponseInputs(batch.tokens, batch.positions, index, features)
+    return backbone.score(prompt, response, pack_all(B, M, T)).reshape(B, M, T, -1)

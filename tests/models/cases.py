@@ -13,6 +13,7 @@ from flax import nnx
 
 from medvr_jax.models.backbone import PromptInputs, ResponseInputs
 from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.packing import pack_all
 from medvr_jax.models.rope import multimodal_positions
 from medvr_jax.models.vision import ImageBatch
 from medvr_jax.models.vision_geometry import padded_geometry
@@ -110,10 +111,13 @@ def with_features(graphdef: nnx.GraphDef, params: nnx.State, group: Group) -> tu
     B, M, _ = group.response.tokens.shape
     width = nnx.merge(graphdef, params).config.text.hidden_size
     features = encode(graphdef, params, group.prompt_images).reshape(B, -1, width)
-    crops = encode(graphdef, params, group.response_images).reshape(B, M, -1, width)
+    crops = encode(graphdef, params, group.response_images).reshape(B, -1, width)
+    # Trajectory m's crops are the m-th part of the group's.
+    index = group.response.feature_index
+    index = jnp.where(index >= 0, index + crops.shape[1] // M * jnp.arange(M)[:, None], -1)
     return (
         dataclasses.replace(group.prompt, features=features),
-        dataclasses.replace(group.response, features=crops),
+        dataclasses.replace(group.response, features=crops, feature_index=index),
     )
 
 
@@ -126,7 +130,9 @@ def encode(graphdef: nnx.GraphDef, params: nnx.State, images: ImageBatch) -> jax
 def score(
     graphdef: nnx.GraphDef, params: nnx.State, prompt: PromptInputs, response: ResponseInputs, remat: str = "none"
 ) -> jax.Array:
-    return nnx.merge(graphdef, params).score(prompt, response, remat)
+    """[B, M, T, D] without sharing."""
+    shape = response.tokens.shape
+    return nnx.merge(graphdef, params).score(prompt, response, pack_all(*shape), remat).reshape(*shape, -1)
 
 
 def score_logits(graphdef: nnx.GraphDef, params: nnx.State, group: Group, remat: str = "none") -> jax.Array:

@@ -147,7 +147,10 @@ def test_decode_and_extend_equal_score(pair, scored, with_weights):
 def test_copied_row_goes_on_as_its_parent(pair, scored):
     group, prompt, response, hidden = scored
     model = pair.model
-    same = jax.tree.map(lambda x: jnp.repeat(x[:, :1], x.shape[1], axis=1), response)
+    names = ("tokens", "positions", "feature_index")
+    first = {name: getattr(response, name)[:, :1] for name in names}
+    M = response.tokens.shape[1]
+    same = dataclasses.replace(response, **{name: jnp.repeat(x, M, axis=1) for name, x in first.items()})
     B, M, T = response.tokens.shape
     fork = 6
     prompt_cache, cache = model.prefill(prompt), model.init_response_cache(B, M, T)
@@ -196,7 +199,7 @@ def test_scan_and_remat_change_nothing(pair, scored, monkeypatch):
     recomputed = cases.score(pair.graphdef, pair.params, prompt, response, "block")
     np.testing.assert_allclose(recomputed, hidden, atol=2e-5)
     monkeypatch.setattr(backbone_module, "SCAN_FROM", 1)
-    scanned = jax.jit(lambda params: nnx.merge(pair.graphdef, params).score(prompt, response))(pair.params)
+    scanned = jax.jit(lambda params: cases.score.__wrapped__(pair.graphdef, params, prompt, response))(pair.params)
     np.testing.assert_allclose(scanned, hidden, atol=2e-5)
 
 
@@ -206,10 +209,10 @@ def test_empty_prompts_and_padding_have_finite_gradients(pair):
     no_features = jnp.zeros((2, 0, pair.config.text.hidden_size))
     valid = group.prompt.valid.at[1].set(False)
     prompt = dataclasses.replace(group.prompt, valid=valid, features=no_features)
-    response = dataclasses.replace(group.response, features=no_features[:, None])
+    response = dataclasses.replace(group.response, features=no_features)
 
     def total(params):
-        return jnp.sum(nnx.merge(pair.graphdef, params).score(prompt, response) ** 2)
+        return jnp.sum(cases.score(pair.graphdef, params, prompt, response) ** 2)
 
     value, gradient = jax.jit(jax.value_and_grad(total))(pair.params)
     assert np.isfinite(value)

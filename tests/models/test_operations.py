@@ -12,6 +12,7 @@ from flax import nnx
 from medvr_jax.models import operations
 from medvr_jax.models.backbone import Backbone, PromptInputs, ResponseInputs
 from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.packing import pack_all
 from medvr_jax.planning import abstract
 from medvr_jax.planning.architectures import ARCHITECTURES, published
 
@@ -57,11 +58,11 @@ def test_a_group(model, gradient):
     prompt = PromptInputs(
         array(B, P), array(B, P, 3), array(B, P, dtype=bool), array(B, P), array(B, 0, 512, dtype=jnp.float32)
     )
-    response = ResponseInputs(array(B, 1, T), array(B, 1, T, 3), array(B, 1, T), array(B, 1, 0, 512, dtype=jnp.float32))
+    response = ResponseInputs(array(B, 1, T), array(B, 1, T, 3), array(B, 1, T), array(B, 0, 512, dtype=jnp.float32))
 
     def total(params, prompt, response):
         backbone = nnx.merge(graphdef, params)
-        return jnp.sum(backbone.logits(backbone.score(prompt, response)) ** 2)
+        return jnp.sum(backbone.logits(backbone.score(prompt, response, pack_all(*response.tokens.shape))) ** 2)
 
     found = counted(jax.grad(total) if gradient else total, params, prompt, response)
     sizes = operations.matrices(params, config)

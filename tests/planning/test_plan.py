@@ -38,7 +38,8 @@ def test_on_a_processor_without_data_or_weights(tmp_path):
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "plan" / "plan.json").read_text())
     assert (tmp_path / "plan" / "plan.md").read_text().strip() == done.stdout.strip()
-    assert [row["name"] for row in figures["programs"]] == ["reshard", "vision", "prefill", "decode", "serve", "update"]
+    names = ["reshard", "vision", "slice", "prefill", "decode", "crops", "extend", "update"]
+    assert [row["name"] for row in figures["programs"]] == names
     assert figures["fits"] is None and figures["devices"] == 2
     assert figures["peak"] == max(row["total"] for row in figures["programs"])
     assert "compiled" not in done.stdout

@@ -59,11 +59,10 @@ def torch_logits(rolled: tuple[Any, Rollout]) -> dict[tuple[int, int], np.ndarra
             length = int(rollout.host.length[b, m])
             ids = np.concatenate([prompt.token_ids, rollout.host.tokens[b, m, 1:length]])
             images = [(image.patches, image.grid) for image in prompt.images]
-            for crops in rollout.crops:
-                used = crops.valid[b, m]
-                if used.any():
-                    rows, columns = crops.positions[b, m][used].max(0) + 1
-                    images.append((crops.patches[b, m][used], (1, int(rows), int(columns))))
+            index = np.asarray(rollout.feature_index[b, m])
+            for place in dict.fromkeys((index[index >= 0] // rollout.crop_features.shape[2]).tolist()):
+                crop = rollout.crops[b][place]
+                images.append((crop.patches, crop.grid))
             ids = torch.tensor(ids, dtype=torch.long)[None]
             with torch.no_grad():
                 logits = model(
@@ -216,7 +215,10 @@ def test_parts_change_nothing(devices: int) -> None:
     parted = PartedRollout(engine, layout, 8, 2 * devices).run(params, whole.prompts, key)
     same_tokens(whole, parted)
     assert [p.example.id for p in parted.prompts] == [p.example.id for p in whole.prompts]
-    for name in ("prompt_inputs", "tokens", "positions", "feature_index", "crop_features", "prompt_batch", "crops"):
+    for one, other in zip(whole.crops, parted.crops, strict=True):
+        for crop, same in zip((c for c in one if c), (c for c in other if c), strict=True):
+            np.testing.assert_array_equal(crop.patches, same.patches)
+    for name in ("prompt_inputs", "tokens", "positions", "feature_index", "prompt_batch"):
         for one, other in zip(*(jax.tree.leaves(getattr(x, name)) for x in (whole, parted)), strict=True):
             np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=1e-4, err_msg=name)
             assert not isinstance(one, jax.Array) or one.sharding.is_equivalent_to(other.sharding, one.ndim)

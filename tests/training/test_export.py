@@ -42,7 +42,7 @@ def test_import_gives_the_same_parameters(exported: tuple[assembly.Parts, Path],
 def test_transformers_walks_the_same_trajectory(exported: tuple[assembly.Parts, Path]) -> None:
     """generate(), greedy, turn by turn with the same crops, from the exported folder's own tokenizer and processor."""
     parts, folder = exported
-    engine = parts.engine(assembly.greedy_rollout(parts.config))
+    engine = parts.engine(assembly.greedy_rollout(parts.config, parts.backbone))
     prompts = encode_prompts(parts.source.test(4), parts.encoder)
     rollout = engine.run(parts.params, prompts, jax.random.key(0))
     assert sum(bool(group[0].zooms) for group in rollout.trajectories) >= 2
@@ -94,6 +94,7 @@ def test_logits_of_the_folder(exported: tuple[assembly.Parts, Path]) -> None:
     from medvr_jax.inputs.batches import batch_prompts
     from medvr_jax.models.backbone import PromptInputs, ResponseInputs
     from medvr_jax.models.features import image_features
+    from medvr_jax.models.packing import pack_all
 
     parts, folder = exported
     (prompt,) = encode_prompts(parts.source.test(1), parts.encoder)
@@ -107,9 +108,9 @@ def test_logits_of_the_folder(exported: tuple[assembly.Parts, Path]) -> None:
         batch.last_token[:, None, None],
         batch.last_position[:, None, None, :],
         np.full((1, 1, 1), -1, np.int32),
-        np.zeros((1, 1, 0, parts.backbone.text.hidden_size), np.float32),
+        np.zeros((1, 0, parts.backbone.text.hidden_size), np.float32),
     )
-    ours = np.asarray(backbone.logits(backbone.score(inputs, last)))[0, 0, 0]
+    ours = np.asarray(backbone.logits(backbone.score(inputs, last, pack_all(*last.tokens.shape))))[0, 0]
     model = AutoModelForImageTextToText.from_pretrained(folder).eval().float()
     ids = torch.tensor(prompt.token_ids, dtype=torch.long)[None]
     with torch.no_grad():

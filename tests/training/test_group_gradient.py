@@ -15,6 +15,7 @@ from flax import nnx
 from medvr_jax.inputs.images import PreparedImage, pack_images
 from medvr_jax.models.backbone import PromptInputs
 from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.packing import pack_rows
 from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.rope import multimodal_positions
 from medvr_jax.models.weights import load_backbone
@@ -76,7 +77,8 @@ def make_batch(
     """Prompts of different lengths with one image, responses of different lengths with unsampled stretches."""
     prompts, rows = [], {name: [] for name in ("tokens", "positions", "valid", "index")}
     tokens, positions = np.zeros((B, M, T), np.int32), np.zeros((B, M, T, 3), np.int32)
-    sampled = np.zeros((B, M, T), bool)
+    sampled, length = np.zeros((B, M, T), bool), np.zeros((B, M), int)
+    parent, fork_position = np.full((B, M), -1), np.full((B, M), -1)
     for b in range(B):
         text = rng.integers(1, 499, size=5 + 3 * b)
         ids = np.concatenate(
@@ -92,11 +94,16 @@ def make_batch(
         rows["valid"].append(np.arange(P) < n)
         rows["index"].append(np.pad(index[:n], (0, P - n), constant_values=-1))
         for m in range(M):
-            length = int(rng.integers(4, T + 1))
+            end = length[b, m] = int(rng.integers(5, T + 1))
             tokens[b, m, 0], positions[b, m, 0] = ids[-1], where[-1]
-            tokens[b, m, 1:length] = rng.integers(1, 499, size=length - 1)
+            tokens[b, m, 1:end] = rng.integers(1, 499, size=end - 1)
             positions[b, m, 1:] = (following + np.arange(T - 1))[:, None]
-            sampled[b, m, 1:length] = rng.random(length - 1) < 0.7
+            sampled[b, m, 1:end] = rng.random(end - 1) < 0.7
+            if m == M - 1:  # a fork of trajectory 0
+                parent[b, m], start = 0, 2 + b % 3
+                fork_position[b, m] = start
+                tokens[b, m, :start], sampled[b, m, :start] = tokens[b, 0, :start], sampled[b, 0, :start]
+                sampled[b, :, start] = True
     image = [PreparedImage(p, GRID, (84, 56), (84, 56)) for p in patches]
     images = jax.tree.map(lambda leaf: leaf[:, None], pack_images(image, 32, config.vision))
     kinds = (np.int32, np.int32, bool, np.int32)
@@ -109,14 +116,15 @@ def make_batch(
         tokens=tokens,
         positions=positions,
         feature_index=np.full((B, M, T), -1, np.int32),
-        crop_features=(),
+        packing=pack_rows(length, parent, fork_position, sampled, M * T - T // 2),
+        crop_features=None,
         sampled=sampled,
         log_probabilities=np.zeros((B, M, T), np.float32),
         old_log_probabilities=None,
         advantages=rng.normal(size=(B, M)).astype(np.float32),
         counted=np.array([True, True, False, True]),
         images=images,
-        crops=(),
+        crops=jax.tree.map(lambda leaf: leaf[:, :0], images),
     ), prompts
 
 

@@ -1,0 +1,182 @@
+"""Consensus rewards of a batch: ours against a NumPy loop and against shapely's polygons.
+
+    python tests/benchmarks/consensus.py [--runs=5] [--groups=256] [--output=DIR]
+
+256 groups of 16 trajectories with 6 boxes each, our function at its default raster. The NumPy loop fills one mask of
+the same raster for each trajectory, group by group; shapely unites boxes exactly and finds the majority by cutting the
+plane along the boxes' edges. Asserted: the loop's rewards and overlaps are ours; shapely's exact overlaps differ by no
+more than the raster allows (the bound in `medvr_jax/rewards/consensus.py`), and rewards only where the exact overlap is
+that near the threshold.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import shapely  # noqa: E402
+
+from medvr_jax.rewards.consensus import tool_reward  # noqa: E402
+from tests.benchmarks import measure, tables  # noqa: E402
+
+TRAJECTORIES, BOXES = 16, 6
+DEFAULTS = {
+    name: p.default for name, p in inspect.signature(tool_reward).parameters.items() if p.kind == p.KEYWORD_ONLY
+}
+R, ETA, HIGH, LOW = (DEFAULTS[name] for name in ("resolution", "eta", "high", "low"))
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]
+Result = tuple[np.ndarray, np.ndarray]  # rewards [B, M], IoU [B, M]
+
+
+def make_groups(count: int, seed: int = 0) -> Arrays:
+    """boxes [B, M, Z, 4] scattered around one place of each group, valid [B, M, Z], correct [B, M]."""
+    rng = np.random.default_rng(seed)
+    centre = rng.uniform(0.3, 0.7, (count, 1, 1, 2)) + rng.normal(0, 0.1, (count, TRAJECTORIES, BOXES, 2))
+    half = rng.uniform(0.05, 0.2, (count, TRAJECTORIES, BOXES, 2))
+    centre = np.clip(centre, half, 1 - half)
+    boxes = np.concatenate([centre - half, centre + half], -1).astype(np.float32)
+    valid = rng.random((count, TRAJECTORIES, BOXES)) < 0.9
+    return boxes, valid, rng.random((count, TRAJECTORIES)) < 0.6
+
+
+def numpy_loop(boxes: np.ndarray, valid: np.ndarray, correct: np.ndarray) -> Result:
+    """Group by group, trajectory by trajectory, box by box; masks of R x R pixels."""
+    rewards, overlaps = np.zeros(correct.shape), np.zeros(correct.shape)
+    for g in range(len(boxes)):
+        masks = []
+        for m in range(TRAJECTORIES):
+            mask = np.zeros((R, R), bool)
+            for z in range(BOXES):
+                if valid[g, m, z]:
+                    x1, y1, x2, y2 = (int(np.ceil(v * R - 0.5)) for v in boxes[g, m, z])
+                    mask[y1:y2, x1:x2] = True
+            masks.append(mask)
+        votes = np.zeros((R, R), int)
+        for mask, right in zip(masks, correct[g], strict=True):
+            if right:
+                votes += mask
+        agreed = votes > correct[g].sum() / 2
+        for m, mask in enumerate(masks):
+            union = np.logical_or(mask, agreed).sum()
+            overlaps[g, m] = np.logical_and(mask, agreed).sum() / union if union else 0.0
+            if correct[g, m] and mask.any():
+                rewards[g, m] = HIGH if overlaps[g, m] > ETA else LOW
+    return rewards, overlaps
+
+
+def with_shapely(boxes: np.ndarray, valid: np.ndarray, correct: np.ndarray) -> Result:
+    """Exact unions and intersections of polygons; the majority from the cells between all edges of a group."""
+    rewards, overlaps = np.zeros(correct.shape), np.zeros(correct.shape)
+    for g in range(len(boxes)):
+        shapes = [
+            shapely.union_all(shapely.box(*boxes[g, m][valid[g, m]].astype(float).T)) for m in range(TRAJECTORIES)
+        ]
+        agreed = _majority(boxes[g], valid[g], [s for s, right in zip(shapes, correct[g], strict=True) if right])
+        shared = shapely.area(shapely.intersection(shapes, agreed))
+        union = shapely.area(shapes) + shapely.area(agreed) - shared
+        overlaps[g] = np.where(union > 0, shared / np.maximum(union, 1e-12), 0.0)
+        zoomed = ~shapely.is_empty(shapes)
+        rewards[g] = np.where(correct[g] & zoomed, np.where(overlaps[g] > ETA, HIGH, LOW), 0.0)
+    return rewards, overlaps
+
+
+def _majority(boxes: np.ndarray, valid: np.ndarray, voters: list[shapely.Geometry]) -> shapely.Geometry:
+    """The part of the plane that more than half of the voters cover."""
+    if not voters:
+        return shapely.Polygon()
+    xs, ys = (np.unique(boxes[..., i::2][valid]).astype(float) for i in (0, 1))
+    left, low = (a.ravel() for a in np.meshgrid(xs[:-1], ys[:-1]))
+    right, high = (a.ravel() for a in np.meshgrid(xs[1:], ys[1:]))
+    middle_x, middle_y = (left + right) / 2, (low + high) / 2
+    votes = np.zeros(len(left), int)
+    for voter in voters:
+        shapely.prepare(voter)
+        votes += shapely.contains_xy(voter, middle_x, middle_y)
+    inside = votes > len(voters) / 2
+    return shapely.union_all(shapely.box(left[inside], low[inside], right[inside], high[inside]))
+
+
+def raster_bound(boxes: np.ndarray, valid: np.ndarray, correct: np.ndarray, iou: np.ndarray) -> np.ndarray:
+    """[B, M]: by how much the raster may change each overlap: area between true and rastered edges over the union."""
+    sides = (boxes[..., 2:] - boxes[..., :2]).astype(np.float64).sum(-1)
+    moved = (np.where(valid, sides / R + 1 / R**2, 0.0)).sum(-1)
+    everywhere = moved + (moved * correct).sum(-1, keepdims=True)
+    own = np.where(valid, (boxes[..., 2:] - boxes[..., :2]).astype(np.float64).prod(-1), 0.0).max(-1)
+    return everywhere / np.maximum(own, 1e-12)  # the union is no smaller than a trajectory's largest box
+
+
+def check_results(ours: Result, loop: Result, exact: Result, arrays: Arrays) -> dict[str, float]:
+    """AssertionError if the three do not agree within the raster's resolution; returns how near they are."""
+    boxes, valid, correct = arrays
+    np.testing.assert_array_equal(ours[0], loop[0].astype(np.float32))
+    np.testing.assert_allclose(ours[1], loop[1], atol=1e-6)
+    difference = np.abs(ours[1] - exact[1])
+    assert (difference <= raster_bound(boxes, valid, correct, exact[1])).all()
+    assert difference.mean() <= 1 / R, "on average the raster costs less than a pixel of the side"
+    flipped = ours[0] != exact[0].astype(np.float32)
+    assert (np.abs(exact[1] - ETA)[flipped] <= difference.max()).all()
+    assert flipped.mean() <= 1 / R
+    return {
+        "largest_difference": float(difference.max()),
+        "mean_difference": float(difference.mean()),
+        "rewards_changed": float(flipped.mean()),
+    }
+
+
+def run(groups: int, runs: int, output: str | None) -> dict:
+    """Measures, checks and reports."""
+    arrays = make_groups(groups)
+    function = jax.jit(functools.partial(tool_reward))
+
+    def ours() -> Result:
+        found = jax.block_until_ready(function(*arrays))
+        return np.asarray(found.reward), np.asarray(found.iou)
+
+    contenders: dict[str, Callable[[], Result]] = {
+        "ours": ours,
+        "NumPy loop": lambda: numpy_loop(*arrays),
+        "shapely": lambda: with_shapely(*arrays),
+    }
+    results: dict[str, Result] = {}
+    times = measure.take_turns(contenders, runs, results.__setitem__)
+    closeness = check_results(results["ours"], results["NumPy loop"], results["shapely"], arrays)
+    # One call is short: its time is that of many in a row, taken again beside the peers' times.
+    several = [measure.best_of(ours, repeats=1, calls=20) for _ in range(runs)]
+    times["ours"] = several
+    rows = [
+        {
+            "CCA": name,
+            "median, ms": 1e3 * statistics.median(values),
+            "times ours": statistics.median(values) / statistics.median(times["ours"]),
+        }
+        for name, values in times.items()
+    ]
+    return tables.report(
+        "consensus",
+        rows,
+        protocol="rounds of one call each in turn, after one that does not count; ours: mean of 20 calls in a row",
+        sizes={"groups": groups, "trajectories": TRAJECTORIES, "boxes": BOXES, "raster": R},
+        seconds=times,
+        figures=closeness,
+        output=output,
+    )
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = tables.parser(__doc__)
+    parser.add_argument("--groups", type=int, default=256)
+    arguments = parser.parse_args()
+    run(arguments.groups, arguments.runs, arguments.output)
+
+
+if __name__ == "__main__":
+    main()
