@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from medvr_jax import assembly
 from medvr_jax.models import operations
-from medvr_jax.planning.abstract import AbstractRun
+from medvr_jax.training.abstract import AbstractRun
 
 
 @dataclasses.dataclass(frozen=True)

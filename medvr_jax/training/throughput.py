@@ -8,6 +8,7 @@ it may see; and what was PROCESSED, padding, masked pairs and idle rows included
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -15,6 +16,9 @@ import numpy as np
 from medvr_jax.devices import Limits
 from medvr_jax.models.config import BackboneConfig, VisionConfig
 from medvr_jax.models.operations import Matrices, Work, forward, padded_image
+from medvr_jax.rollout.trajectories import Calls
+
+ROLLOUT_PHASES = ("vision", "prefill", "decode", "tool", "extend")
 
 # ----------------------------------------------------------------------------------------------------------- counting
 
@@ -39,10 +43,10 @@ def true_counts(
         crops: per group the patches of each crop, those that were encoded once counted once.
 
     Returns:
-        `prompt_tokens`; `response_tokens`, fed through the decoder (all but a trajectory's last one); `pairs` of a
-        query and a key, prompt and responses; `sampled_tokens`; `sampled_keys`, the response keys that sampled tokens
-        met; `prompt_keys`, prompt tokens times the steps that the group needs at the least, the most tokens that one
-        trajectory sampled; `images`, `crops` and their `_pairs`.
+        `prompt_tokens`; `response_slots` in use; `response_tokens`, fed through the decoder (all but a trajectory's
+        last one); `pairs` of a query and a key, prompt and responses; `sampled_tokens`; `sampled_keys`, the response
+        keys that sampled tokens met; `prompt_keys`, prompt tokens times the steps that the group needs at the least,
+        the most tokens that one trajectory sampled; `images`, `crops` and their `_pairs`.
     """
     prompt = np.asarray(prompt_tokens, np.float64)
     start, end = np.asarray(shared, np.float64), np.maximum(np.asarray(length) - 1, shared).astype(np.float64)
@@ -52,6 +56,7 @@ def true_counts(
     pairs = prompt * (prompt + 1) / 2 + (fed * prompt[:, None] + fed * (start + 1 + end) / 2).sum(-1)
     return {
         "prompt_tokens": prompt,
+        "response_slots": (np.asarray(length, np.float64) - start).sum(-1),
         "response_tokens": fed.sum(-1),
         "pairs": pairs,
         "sampled_tokens": own.sum((-1, -2), dtype=np.float64),
@@ -78,28 +83,27 @@ def total(counts: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Passed:
-    """What the devices went through in one step, padding and idle rows included.
+    """What the devices were given in one step, padding and idle rows included.
 
     Attributes:
-        prompts: groups x P, slots of the prompts.
-        responses: slots of the responses in one pass of the update.
-        images, crops: rows of images and of crops that the tower was given, and
-        image_patches, crop_patches: the bucket of each.
-        decode: for each length of the response caches, (steps of the loop, length).
-        fed: for each call that appended observations, (tokens, response slots that each could meet).
-        rows: groups x M, rows of the loop.
+        groups: B.
+        prompt: P, slots of a prompt.
+        rollout: the calls of the sampler.
+        images: (prompts' images, patches of each).
+        rows: of responses in the update, B x M, and
+        response: the slots of each, all of which attention sees.
+        packed: tokens of responses that the update computes, padding included.
+        update_crops: (crops, patches of each) that the update encodes if the tower is trained.
     """
 
-    prompts: int
-    responses: int
-    images: int
-    image_patches: int
-    crops: int
-    crop_patches: int
-    decode: tuple[tuple[int, int], ...]
-    fed: tuple[tuple[int, int], ...]
+    groups: int
+    prompt: int
+    rollout: Calls
+    images: tuple[int, int]
     rows: int
-    prompt_bucket: int
+    response: int
+    packed: int
+    update_crops: tuple[int, int]
 
 
 def padding(true: Mapping[str, float], passed: Passed) -> dict[str, float]:
@@ -107,12 +111,13 @@ def padding(true: Mapping[str, float], passed: Passed) -> dict[str, float]:
 
     `decode` counts the rows that wait or are done while others still sample.
     """
+    rollout = passed.rollout
     slots = {
-        "prompt": (true["prompt_tokens"], passed.prompts),
-        "response": (true["response_tokens"], passed.responses),
-        "images": (true["images"], passed.images * passed.image_patches),
-        "crops": (true["crops"], passed.crops * passed.crop_patches),
-        "decode": (true["sampled_tokens"], passed.rows * sum(steps for steps, _ in passed.decode)),
+        "prompt": (true["prompt_tokens"], passed.groups * passed.prompt),
+        "response": (true["response_slots"], passed.packed),
+        "images": (true["images"], math.prod(passed.images)),
+        "crops": (true["crops"], sum(count * patches for count, patches in rollout.crops)),
+        "decode": (true["sampled_tokens"], sum(steps * rows for steps, rows, _ in rollout.decode)),
     }
     return {name: 1.0 - found / made for name, (found, made) in slots.items() if made}
 
@@ -159,21 +164,27 @@ class Policy:
         patches, pairs = true["images"] + true["crops"], true["image_pairs"] + true["crop_pairs"]
         return self.operations(text, Work(patches=patches, patch_pairs=pairs))
 
-    def passed_operations(self, passed: Passed) -> tuple[float, float]:
+    def passed_operations(self, passed: Passed, true: Mapping[str, float]) -> tuple[float, float]:
         """What the devices computed, or were given to compute where kernels skip what is masked."""
-        bucket = passed.prompt_bucket
-        images = padded_image(self.backbone, passed.image_patches).times(passed.images)
-        images += padded_image(self.backbone, passed.crop_patches).times(passed.crops)
-        prompts = Work(tokens=passed.prompts, pairs=passed.prompts * bucket)
+
+        def pictures(*calls: tuple[int, int]) -> Work:
+            each = (padded_image(self.backbone, patches).times(count) for count, patches in calls)
+            return sum(each, Work())
+
+        prompts = Work(tokens=passed.groups * passed.prompt, pairs=passed.groups * passed.prompt**2)
         rollout = prompts
-        for steps, length in passed.decode:
-            tokens = steps * passed.rows
-            rollout += Work(tokens=tokens, pairs=tokens * (bucket + length), logits=tokens)
-        for tokens, length in passed.fed:
-            rollout += Work(tokens=tokens, pairs=tokens * (bucket + length))
-        longest = max((length for _, length in passed.decode), default=0)
-        scored = Work(passed.responses, passed.responses * (bucket + longest), passed.responses)
-        return self.operations(rollout, images)[0], self.operations(prompts + scored, images)[1]
+        for steps, rows, slots in passed.rollout.decode:
+            tokens = steps * rows
+            rollout += Work(tokens=tokens, pairs=tokens * (passed.prompt + slots), logits=tokens)
+        for tokens, slots in passed.rollout.extend:
+            rollout += Work(tokens=tokens, pairs=tokens * (passed.prompt + slots))
+        met = passed.rows * passed.response * (passed.prompt + passed.response)
+        # Chunks of logits in which nothing was sampled are passed over.
+        update = prompts + Work(tokens=passed.packed, pairs=met, logits=true["sampled_tokens"])
+        return (
+            self.operations(rollout, pictures(passed.images, *passed.rollout.crops))[0],
+            self.operations(update, pictures(passed.images, passed.update_crops))[1],
+        )
 
     def decode_bytes(self, true: Mapping[str, float], steps: int, copies: int) -> float:
         """Bytes that decoding has to read at the least: in every step each copy of the weights, and each key and value
@@ -199,15 +210,16 @@ def speeds(
 
     Args:
         true: totals of `true_counts`.
-        seconds: of the phases `rollout`, all of it, its part `decode`, and `update`.
+        seconds: by phase, as `metrics.jsonl` has them; the rollout is all of `ROLLOUT_PHASES`.
         limits: of all devices; without them there are no shares.
         copies: of the weights, over all devices.
     """
+    rolling = sum(seconds.get(name, 0.0) for name in ROLLOUT_PHASES)
     sampled, trained = true["sampled_tokens"], true["prompt_tokens"] + true["response_tokens"]
     rollout, update = policy.true_operations(true)
-    passed_rollout, passed_update = policy.passed_operations(passed)
+    passed_rollout, passed_update = policy.passed_operations(passed, true)
     found = {
-        "sampled_tokens_per_second": sampled / seconds["rollout"],
+        "sampled_tokens_per_second": sampled / rolling,
         "trained_tokens_per_second": policy.updates * trained / seconds["update"],
         "model_flops_rollout": rollout,
         "model_flops_update": update,
@@ -215,10 +227,9 @@ def speeds(
         "processed_flops_update": passed_update,
     }
     if limits:
-        steps = sum(count for count, _ in passed.decode)
-        reading = policy.decode_bytes(true, steps, copies) / limits.bandwidth
+        reading = policy.decode_bytes(true, passed.rollout.steps, copies) / limits.bandwidth
         found |= {
-            "utilisation_rollout": rollout / seconds["rollout"] / limits.peak,
+            "utilisation_rollout": rollout / rolling / limits.peak,
             "utilisation_update": update / seconds["update"] / limits.peak,
             "decode_bandwidth_share": reading / seconds["decode"],
         }

@@ -13,8 +13,8 @@ from medvr_jax.models import operations
 from medvr_jax.models.backbone import Backbone, PromptInputs, ResponseInputs
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.packing import pack_all
-from medvr_jax.planning import abstract
 from medvr_jax.planning.architectures import ARCHITECTURES, published
+from medvr_jax.training import abstract
 
 B, P, T, S = 2, 96, 128, 256
 

@@ -9,7 +9,7 @@ import pytest
 
 from medvr_jax import distributed
 from medvr_jax.errors import UserError
-from medvr_jax.training.prefetch import Prefetcher
+from medvr_jax.inputs.prefetch import Prefetcher
 
 
 def test_the_next_step_is_prepared_while_this_one_runs() -> None:
