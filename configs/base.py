@@ -129,7 +129,12 @@ def get_config() -> ConfigDict:
     optimizer.moment_dtype = "float32"  # float32 | bfloat16: the first moment; the second stays float32
     optimizer.max_grad_norm = 1.0  # gradients are scaled down to this global norm
 
+    programs = config.programs = section()
+    # JAX_COMPILATION_CACHE_DIR in the environment wins; auto is ~/.cache/medvr_jax/programs, if that can be written to.
+    programs.cache = "auto"  # auto | a folder | empty = none: where compiled programs are kept from run to run
+
     report = config.report = section()
     report.groups = 12  # groups shown with image, boxes and texts
     report.rollouts_every = 10  # steps between files of rollouts/; the first and last step always have one
+    report.profile_steps = ()  # steps that jax.profiler traces into WORKDIR/profile/, e.g. (5,); see README, Speed
     return config

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 from PIL import Image
@@ -23,6 +24,7 @@ from medvr_jax.errors import UserError
 from medvr_jax.inputs.chat import Encoder, encode_observation, load_encoder
 from medvr_jax.models.backbone import with_settings
 from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.operations import matrices
 from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.weights import load_backbone
 from medvr_jax.rollout.engine import RolloutEngine, RolloutSettings
@@ -31,6 +33,7 @@ from medvr_jax.rollout.tools import Tool, system_prompt, tools_by_name
 from medvr_jax.training import sharding
 from medvr_jax.training.rewarding import RewardSettings
 from medvr_jax.training.state import Frozen, OptimizerSettings
+from medvr_jax.training.throughput import Policy
 from medvr_jax.training.update import UpdateSettings
 
 
@@ -206,6 +209,19 @@ def update_settings(config: Any, mesh: Mesh) -> UpdateSettings:
 def frozen_parts(config: Any) -> Frozen:
     """The parts of the model that are not trained."""
     return Frozen(vision_tower=config.model.freeze_vision_tower, embeddings=config.model.freeze_embeddings)
+
+
+def priced_policy(config: Any, params: nnx.State, backbone: BackboneConfig) -> Policy:
+    """What a step's tokens and images cost."""
+    return Policy(
+        sizes=matrices(params, backbone),
+        backbone=backbone,
+        width=jnp.dtype(config.model.compute_dtype).itemsize,
+        vision_trained=not config.model.freeze_vision_tower,
+        head_trained=not (config.model.freeze_embeddings and backbone.text.tie_word_embeddings),
+        updates=config.grpo.updates_per_batch,
+        reference=bool(config.grpo.kl_weight),
+    )
 
 
 def optimizer_settings(config: Any) -> OptimizerSettings:

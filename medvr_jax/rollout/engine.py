@@ -33,7 +33,7 @@ from medvr_jax.rollout import loop
 from medvr_jax.rollout.evr import EvrSettings
 from medvr_jax.rollout.state import RolloutState, initial_fork_state, initial_state
 from medvr_jax.rollout.tools import Tool
-from medvr_jax.rollout.trajectories import Rollout, TokenArrays, read_decisions
+from medvr_jax.rollout.trajectories import Calls, Rollout, TokenArrays, read_decisions
 from medvr_jax.rollout.turns import Sampled, Serving, TurnServer
 
 SHORTEST_CACHE, CACHE_LENGTHS, CROP_COUNTS = 128, 4, 3
@@ -155,10 +155,12 @@ class RolloutEngine:
         clock.lap("prefill")
 
         server = self.turn_server(prompts)
-        crops, placed = programs.no_crops(features), 0
+        crops, placed, calls = programs.no_crops(features), 0, Calls()
+        groups, rows = state.length.shape[0], state.length.size
         for turn in range(settings.tool_turns + 1):
             stop_at = np.int32(self.stop_at(turn))
-            state = self._decode(params, weights, cache, state, key, device_batch.prompt_ids, stop_at)
+            state, more = self._decode(params, weights, cache, state, key, device_batch.prompt_ids, stop_at)
+            calls += more
             sampled = Sampled(**self._read(_fields(state, Sampled)))
             clock.lap("decode")
             serving = server.serve(sampled, last_turn=turn == settings.tool_turns)
@@ -173,12 +175,14 @@ class RolloutEngine:
                 clock.lap("tool")
                 crops = jax.block_until_ready(programs.encode_crops(params, crops, self._put(images), np.int32(placed)))
                 placed += needs.crops
+                calls += Calls(crops=((groups * count, patches),))
                 clock.lap("vision")
             server.end_turn(needs.crops)
             state = self._grow(state, needs.slots)
             state = jax.block_until_ready(
                 programs.extend(params, weights, cache, state, self._put(serving.cut(tokens)), crops)
             )
+            calls += Calls(extend=((rows * (tokens + 1), cache_length(state)),))
             clock.lap("extend")
 
         rollout = Rollout(
@@ -194,7 +198,7 @@ class RolloutEngine:
             crop_features=crops,
             crops=server.crops,
             seconds=clock.seconds,
-            decode_steps=int(state.steps),
+            calls=calls,
         )
         clock.lap("tool")
         return rollout
@@ -212,14 +216,17 @@ class RolloutEngine:
         key: jax.Array,
         prompt_ids: jax.Array,
         stop_at: np.int32,
-    ) -> RolloutState:
+    ) -> tuple[RolloutState, Calls]:
         """Samples until the host is needed; in between only for longer caches."""
         fixed = (key, prompt_ids, self.tables, stop_at)
+        calls, before = Calls(), int(state.steps)
         while True:
             state, wants_room = self.programs.decode(params, weights, cache, state, *fixed)
+            after = int(state.steps)
+            calls += Calls(decode=((after - before, state.length.size, cache_length(state)),))
             if not wants_room:
-                return state
-            state = self._grow(state, cache_length(state) + 1)
+                return state, calls
+            before, state = after, self._grow(state, cache_length(state) + 1)
 
     def _grow(self, state: RolloutState, slots: int) -> RolloutState:
         """The state with a cache of at least so many slots."""

@@ -17,7 +17,7 @@ from flax import nnx
 from medvr_jax.inputs.chat import Prompt
 from medvr_jax.models.partitioning import Layout
 from medvr_jax.rollout.engine import RolloutEngine, crop_feature_sharding
-from medvr_jax.rollout.trajectories import Rollout
+from medvr_jax.rollout.trajectories import Calls, Rollout
 
 _ON_DEVICES = ("prompt_inputs", "tokens", "positions", "feature_index", "crop_features")
 _ON_HOST = ("host", "prompt_batch")
@@ -77,5 +77,5 @@ class PartedRollout:
             **self._join(fields(_ON_DEVICES)),
             **host,
             seconds=seconds,
-            decode_steps=sum(rollout.decode_steps for rollout in rollouts),
+            calls=sum((rollout.calls for rollout in rollouts), Calls()),
         )

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from medvr_jax import assembly
-from medvr_jax.planning import abstract, costs
+from medvr_jax.planning import costs
 from medvr_jax.planning.programs import step_programs
 from medvr_jax.rollout import engine as engine_module
-from medvr_jax.training import update
+from medvr_jax.training import abstract, update
 from medvr_jax.training.trainer import Trainer
 from tests.tiny_run import small_config
 
