@@ -137,5 +137,5 @@ def get_config() -> ConfigDict:
     report = config.report = section()
     report.groups = 12  # groups shown with image, boxes and texts
     report.rollouts_every = 10  # steps between files of rollouts/; the first and last step always have one
-    report.profile_steps = ()  # steps that jax.profiler traces into WORKDIR/profile/, e.g. (5,); see README, Speed
+    report.profile_steps = ()  # steps that jax.profiler traces into WORKDIR/profile/, e.g. (5,); for XProf or Perfetto
     return config

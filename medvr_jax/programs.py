@@ -21,6 +21,7 @@ from medvr_jax.errors import UserError
 
 AUTO = "auto"
 FOLDER_VARIABLE = "JAX_COMPILATION_CACHE_DIR"  # jax's own name
+_MOST_THREADS = 8  # each holds the compiler's memory for one program
 # Everything is kept: small programs are many, and quick to read. (jax's name of the setting, its value)
 _KEEP_ALL = (("jax_persistent_cache_min_compile_time_secs", 0.0), ("jax_persistent_cache_min_entry_size_bytes", -1))
 
@@ -143,14 +144,14 @@ def warm_up(
     Args:
         progress: called here with (done, total, name) as each becomes ready.
         threads: compilers at a time. Each uses several cores by itself (on two, one at a time was the fastest), so by
-            default a quarter of the cores, and one where several processes have to agree on the order.
+            default a quarter of the cores, a few at most; one where several processes have to agree on the order.
 
     Returns:
         seconds that passed.
     """
     began = time.perf_counter()
     if threads is None:
-        threads = max((os.cpu_count() or 1) // 4, 1) if jax.process_count() == 1 else 1
+        threads = min(max((os.cpu_count() or 1) // 4, 1), _MOST_THREADS) if jax.process_count() == 1 else 1
     done = 0
     with concurrent.futures.ThreadPoolExecutor(threads, "compile") as pool:
         waiting: dict[concurrent.futures.Future, str] = {}

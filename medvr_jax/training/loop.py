@@ -90,7 +90,7 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
 def warm_up(trainer: Trainer) -> None:
     """Compiles all programs of the run, or reads them from the disk."""
     ready = trainer.programs()
-    with Progress(len(ready), 0, "compile") as progress:
+    with Progress(len(ready), 0, "compiling") as progress:
         programs.warm_up(ready, lambda done, total, name: progress.update(done, name))
 
 
