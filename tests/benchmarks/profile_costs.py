@@ -40,7 +40,9 @@ def read_names(folder: Path) -> dict[tuple[str, str], str]:
         text = file.read_text(encoding="utf-8")
         program = re.match(r"HloModule ([\w.-]+)", text)
         for operation, shape, origin in _NAMED.findall(text):
-            origin = re.sub(r"jit\(\w+\)/|while/body/|closed_call/|jvp\(\)/|checkpoint/|rematted_computation/", "", origin)
+            origin = re.sub(
+                r"jit\(\w+\)/|while/body/|closed_call/|jvp\(\)/|checkpoint/|rematted_computation/", "", origin
+            )
             found[program.group(1) if program else "", operation] = f"{origin} {re.sub('{.*', '', shape)}"
     return found
 
