@@ -68,6 +68,7 @@ def get_config() -> ConfigDict:
     prompt.bucket = 1024  # P; longer prompts are refused, their last token not counted: the response begins with it
     prompt.images = 1  # I; prompts with more are refused
     prompt.patches = 2048  # S, patches of the largest image, a multiple of 4
+    prompt.sizes = 2  # of batches at most, chosen so that the data is padded least; 1 = all to bucket and patches
     prompt.min_pixels = 3136  # smaller images are enlarged to this many pixels, side ratio kept
     prompt.max_pixels = 401408  # larger images are reduced to this many; needs max_pixels <= 196 patches
 

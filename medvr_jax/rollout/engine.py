@@ -56,6 +56,18 @@ class RolloutSettings:
     merge_unit: int
     tools: bool
     evr: EvrSettings | None
+    surveyed_prompts: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def prompt_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(tokens, patches of an image) that batches of prompts are padded to, ascending: what a survey of the data
+        found, and the most that is allowed."""
+        largest = (self.prompt_bucket, self.prompt_patches)
+        return self.surveyed_prompts if self.surveyed_prompts[-1:] == (largest,) else (*self.surveyed_prompts, largest)
+
+    def of_prompts(self, tokens: int, patches: int) -> RolloutSettings:
+        """The settings with prompts of this size alone."""
+        return dataclasses.replace(self, prompt_bucket=tokens, prompt_patches=patches, surveyed_prompts=())
 
     @property
     def tool_turns(self) -> int:
@@ -133,19 +145,21 @@ class RolloutEngine:
         self.tables = loop.VocabularyTables.from_tokenizer(tables)
         self.programs = rollout_programs(graphdef, settings, layout)
 
-    def run(self, params: nnx.State, prompts: Sequence[Prompt], key: jax.Array) -> Rollout:
+    def run(
+        self, params: nnx.State, prompts: Sequence[Prompt], key: jax.Array, size: tuple[int, int] | None = None
+    ) -> Rollout:
         """One group of M trajectories for each of the B prompts.
 
         Args:
             params: the backbone's parameters in the sampling layout.
             prompts: this process's share of the B prompts (all, when it is the only one).
             key: random key of this step.
+            size: tokens and patches to pad to; the smallest of the settings' sizes that holds all prompts by default.
         """
         settings, programs, clock = self.settings, self.programs, PhaseClock()
+        tokens, patches = size or self.prompt_size(prompts)
         with distributed.together():
-            batch = batch_prompts(
-                prompts, settings.prompt_bucket, settings.prompt_images, settings.prompt_patches, self.config.vision
-            )
+            batch = batch_prompts(prompts, tokens, settings.prompt_images, patches, self.config.vision)
         device_batch = self._put(batch)
         clock.lap("preprocess")
         features = jax.block_until_ready(programs.encode(params, device_batch.images))
@@ -202,6 +216,14 @@ class RolloutEngine:
         )
         clock.lap("tool")
         return rollout
+
+    def prompt_size(self, prompts: Sequence[Prompt]) -> tuple[int, int]:
+        """The smallest size that holds the prompts of all processes, or the largest there is."""
+        tokens = max(len(prompt.token_ids) - 1 for prompt in prompts)
+        patches = max((len(image.patches) for prompt in prompts for image in prompt.images), default=0)
+        tokens, patches = distributed.largest(tokens, patches)
+        sizes = self.settings.prompt_sizes
+        return next((size for size in sizes if tokens <= size[0] and patches <= size[1]), sizes[-1])
 
     def stop_at(self, turn: int) -> int:
         """Length at which a trajectory is left waiting although its turn goes on; T is never reached by one."""

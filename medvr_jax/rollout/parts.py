@@ -51,7 +51,8 @@ class PartedRollout:
             return self._engine.run(params, prompts, key)
         places = np.arange(len(prompts)).reshape(-1, self._parts, self._rows)  # [shards here, parts, rows]
         taken = [places[:, part].ravel() for part in range(self._parts)]
-        rollouts = [self._engine.run(params, [prompts[i] for i in rows], key) for rows in taken]
+        size = self._engine.prompt_size(prompts)  # one for all parts, which are joined
+        rollouts = [self._engine.run(params, [prompts[i] for i in rows], key, size) for rows in taken]
         order = np.argsort(np.concatenate(taken))
         return self._joined(rollouts, order)
 

@@ -57,10 +57,11 @@ class Trainer:
         self._update = make_update(parts.graphdef, optimizer, self._settings, self.state, parts.training_layout)
         self._scorer = make_scorer(parts.graphdef, self._settings, parts.training_layout)
         self._rewards = assembly.reward_settings(config)
-        self._engine = parts.engine(assembly.training_rollout(config, parts.backbone))
+        sizes = assembly.survey_prompts(parts, training=True)
+        self._engine = parts.engine(assembly.training_rollout(config, parts.backbone, sizes))
         groups, at_once = config.data.prompts_per_step, assembly.groups_at_once(config)
         self._rollouts = PartedRollout(self._engine, parts.sampling_layout, groups, at_once)
-        self._evaluator = parts.engine(assembly.greedy_rollout(config, parts.backbone))
+        self._evaluator = parts.engine(assembly.greedy_rollout(config, parts.backbone, sizes))
         # The reference is the policy before training, kept only when the loss asks for it.
         self._reference = None
         if config.grpo.kl_weight:
@@ -150,9 +151,9 @@ class Trainer:
         crops = math.prod(batch.crops.valid.shape[:2]) if batch.crops else 0
         return Passed(
             groups=groups,
-            prompt=settings.prompt_bucket,
+            prompt=rollout.prompt_batch.tokens.shape[1],
             rollout=rollout.calls,
-            images=(groups * settings.prompt_images, settings.prompt_patches),
+            images=(groups * settings.prompt_images, rollout.prompt_batch.images.valid.shape[2]),
             rows=groups * slots,
             response=length,
             packed=batch.packing.slots.size,
