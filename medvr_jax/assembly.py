@@ -182,9 +182,7 @@ def groups_at_once(config: Any) -> int:
     return config.rollout.groups_at_once or config.data.prompts_per_step
 
 
-def greedy_rollout(
-    config: Any, backbone: BackboneConfig, prompts: tuple[tuple[int, int], ...] = ()
-) -> RolloutSettings:
+def greedy_rollout(config: Any, backbone: BackboneConfig, prompts: tuple[tuple[int, int], ...] = ()) -> RolloutSettings:
     """Rollouts of evaluation: one greedy trajectory, no forks. prompts: what `survey_prompts` found."""
     vision = backbone.vision
     return RolloutSettings(

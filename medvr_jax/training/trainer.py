@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -147,6 +148,7 @@ class Trainer:
         """What the devices were given in a step."""
         settings = self._engine.settings
         groups, slots, length = batch.packing.places.shape
+        crops = math.prod(batch.crops.valid.shape[:2]) if batch.crops else 0
         return Passed(
             groups=groups,
             prompt=rollout.prompt_batch.tokens.shape[1],
@@ -155,7 +157,7 @@ class Trainer:
             rows=groups * slots,
             response=length,
             packed=batch.packing.slots.size,
-            update_crops=(batch.crops.valid[..., 0].size if batch.crops else 0, settings.crop_patches),
+            update_crops=(crops, settings.crop_patches),
         )
 
     def train_batch(self, rollout: Rollout, rewards: Rewards) -> TrainBatch:

@@ -273,4 +273,4 @@ def make_scorer(
             found = jnp.swapaxes(parts, 0, 1).reshape(batch.sampled.shape)
         return jnp.pad(found, ((0, 0), (0, 0), (0, length - found.shape[2])))
 
-    return jax.jit(bind(layout, scorer))
+    return jax.jit(bind(layout, scorer), out_shardings=layout.sharding("groups"))

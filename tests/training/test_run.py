@@ -28,7 +28,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 RUN = {"steps": 4, "checkpoint_every": 2, "evaluate_every": 2, "report.rollouts_every": 1}
 KEYS = """step eval/accuracy eval/hit_rate eval/mean_iou reward/total reward/accuracy reward/format reward/tool
 rollout/tool_rate rollout/valid_call_rate rollout/forks_asked rollout/forks_granted train/loss train/kl train/entropy
-train/grad_norm train/sampler_drift train/zero_spread_groups compilations""".split()
+train/grad_norm train/sampler_drift train/zero_spread_groups compilations compilations_from_cache time/compile
+speed/sampled_tokens_per_second speed/trained_tokens_per_second speed/model_flops_rollout speed/model_flops_update
+speed/utilisation_rollout speed/utilisation_update speed/decode_bandwidth_share padding/prompt padding/response
+padding/crops memory/peak_process_gib time/preprocess time/vision time/prefill time/decode time/tool time/extend
+time/reward time/update time/reshard time/checkpoint time/evaluate""".split()
 OF_THE_PROCESS = ("time/", "speed/", "memory/", "compilations", "resumed")
 
 
