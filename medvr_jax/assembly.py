@@ -31,8 +31,9 @@ from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.operations import matrices
 from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.weights import load_backbone
-from medvr_jax.rollout.engine import RolloutEngine, RolloutSettings
+from medvr_jax.rollout.engine import RolloutEngine
 from medvr_jax.rollout.evr import EvrSettings
+from medvr_jax.rollout.settings import RolloutSettings
 from medvr_jax.rollout.tools import Tool, system_prompt, tools_by_name
 from medvr_jax.training import sharding
 from medvr_jax.training.rewarding import RewardSettings

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from medvr_jax import assembly
-from medvr_jax.rollout.engine import rollout_programs
+from medvr_jax.rollout.programs import rollout_programs
 from medvr_jax.training import abstract, sharding
 from medvr_jax.training.abstract import AbstractRun
 from medvr_jax.training.state import make_cast, make_optimizer

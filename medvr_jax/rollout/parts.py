@@ -16,7 +16,8 @@ from flax import nnx
 
 from medvr_jax.inputs.chat import Prompt
 from medvr_jax.models.partitioning import Layout
-from medvr_jax.rollout.engine import RolloutEngine, crop_feature_sharding
+from medvr_jax.rollout.engine import RolloutEngine
+from medvr_jax.rollout.programs import crop_feature_sharding
 from medvr_jax.rollout.trajectories import Calls, Rollout
 
 _ON_DEVICES = ("prompt_inputs", "tokens", "positions", "feature_index", "crop_features")

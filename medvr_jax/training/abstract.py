@@ -27,13 +27,9 @@ from medvr_jax.models.config import BackboneConfig, VisionConfig
 from medvr_jax.models.packing import Packing
 from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.vision import ImageBatch
-from medvr_jax.rollout.engine import (
-    RolloutSettings,
-    crop_feature_sharding,
-    prompt_cache_shardings,
-    state_shardings,
-)
 from medvr_jax.rollout.loop import VocabularyTables
+from medvr_jax.rollout.programs import crop_feature_sharding, prompt_cache_shardings, state_shardings
+from medvr_jax.rollout.settings import RolloutSettings
 from medvr_jax.rollout.state import RolloutState
 from medvr_jax.rollout.turns import Serving
 from medvr_jax.training import sharding

@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from medvr_jax.rollout import sampling  # noqa: E402
-from medvr_jax.rollout.engine import RolloutSettings  # noqa: E402
+from medvr_jax.rollout.settings import RolloutSettings  # noqa: E402
 from tests.benchmarks import bounds, measure, models, peers, tables  # noqa: E402
 from tests.benchmarks.fixed_turns import FixedTurnEngine  # noqa: E402
 from tests.benchmarks.prompts import make_prompt  # noqa: E402

@@ -21,7 +21,8 @@ from medvr_jax.models.config import BackboneConfig, TextConfig, VisionConfig
 from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.weights import load_backbone, random_backbone, save_backbone
 from medvr_jax.planning.architectures import published
-from medvr_jax.rollout.engine import RolloutEngine, RolloutSettings
+from medvr_jax.rollout.engine import RolloutEngine
+from medvr_jax.rollout.settings import RolloutSettings
 from medvr_jax.rollout.tools import Tool
 from medvr_jax.training import sharding
 

@@ -14,7 +14,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from medvr_jax import assembly
 from medvr_jax.inputs.chat import encode_observation, encode_prompts
 from medvr_jax.inputs.images import load_image
-from medvr_jax.rollout import engine as engine_module
+from medvr_jax.rollout import settings as settings_module
 from medvr_jax.rollout.parts import PartedRollout
 from medvr_jax.rollout.state import DECISION_FIELDS
 from medvr_jax.rollout.trajectories import Rollout
@@ -248,7 +248,7 @@ def test_a_trajectory_without_room_for_its_observation_ends_before_it() -> None:
 
 def test_growing_caches_change_nothing(rolled: tuple[Any, Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
     """From 14 slots over 28 and 56 to 112, with forks and crops on the way."""
-    monkeypatch.setattr(engine_module, "SHORTEST_CACHE", 14)
+    monkeypatch.setattr(settings_module, "SHORTEST_CACHE", 14)
     _, grown = roll()
     lengths = [slots for _, _, slots in grown.calls.decode]
     assert lengths == sorted(lengths) and {14, 28, 56, 112} <= set(lengths)

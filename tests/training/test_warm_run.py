@@ -14,7 +14,7 @@ from PIL import Image
 
 from medvr_jax import assembly, programs
 from medvr_jax.datasets.synthetic import SyntheticTask
-from medvr_jax.rollout import engine as engine_module
+from medvr_jax.rollout import settings as settings_module
 from medvr_jax.training import update
 from medvr_jax.training.trainer import Trainer
 from tests.tiny_run import small_config
@@ -43,8 +43,8 @@ def mixed(tmp_path: Path) -> Any:
 
 def test_fifty_steps_compile_nothing(mixed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two lengths of caches, two sizes of crops, two numbers of crops and four sizes of the update."""
-    monkeypatch.setattr(engine_module, "SHORTEST_CACHE", 50)
-    monkeypatch.setattr(engine_module, "CROP_COUNTS", 2)
+    monkeypatch.setattr(settings_module, "SHORTEST_CACHE", 50)
+    monkeypatch.setattr(settings_module, "CROP_COUNTS", 2)
     monkeypatch.setattr(update, "FILLS", (0.75, 1.0))
     trainer = Trainer(assembly.assemble(mixed, jax.devices()[:1]))
     ready = [program for program in trainer.programs() if not program.name.startswith("evaluate")]
