@@ -34,7 +34,7 @@ def sample(
     Returns:
         token ids `[...]` int32, their log-probabilities `[...]` and the entropies `[...]`, float32 in nats.
     """
-    size = logits.shape[-1]
+    size, banned = logits.shape[-1], jnp.asarray(banned)
     width = math.gcd(size, _BLOCK)
     scaled = jnp.where(banned, _BANNED, logits.astype(jnp.float32) / (temperature or 1.0))
     highest = jnp.max(scaled, axis=-1)
