@@ -26,7 +26,12 @@ def step(request) -> tuple[Any, dict[str, tuple]]:
     patch.setattr(settings_module, "CROP_COUNTS", 1)
     request.addfinalizer(patch.undo)
     config = small_config(
-        "full", prompt__sizes=1, mesh__fsdp=2, grpo__updates_per_batch=2, model__freeze_vision_tower=request.param, steps=1
+        "full",
+        prompt__sizes=1,
+        mesh__fsdp=2,
+        grpo__updates_per_batch=2,
+        model__freeze_vision_tower=request.param,
+        steps=1,
     )
     parts = assembly.assemble(config, jax.devices()[:4])
     trainer = Trainer(parts)
