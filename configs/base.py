@@ -68,6 +68,7 @@ def get_config() -> ConfigDict:
     prompt.bucket = 1024  # P; longer prompts are refused, their last token not counted: the response begins with it
     prompt.images = 1  # I; prompts with more are refused
     prompt.patches = 2048  # S, patches of the largest image, a multiple of 4
+    prompt.sizes = 2  # of batches at most, chosen so that the data is padded least; 1 = all to bucket and patches
     prompt.min_pixels = 3136  # smaller images are enlarged to this many pixels, side ratio kept
     prompt.max_pixels = 401408  # larger images are reduced to this many; needs max_pixels <= 196 patches
 
@@ -129,7 +130,12 @@ def get_config() -> ConfigDict:
     optimizer.moment_dtype = "float32"  # float32 | bfloat16: the first moment; the second stays float32
     optimizer.max_grad_norm = 1.0  # gradients are scaled down to this global norm
 
+    programs = config.programs = section()
+    # JAX_COMPILATION_CACHE_DIR in the environment wins; auto is ~/.cache/medvr_jax/programs, if that can be written to.
+    programs.cache = "auto"  # auto | a folder | empty = none: where compiled programs are kept from run to run
+
     report = config.report = section()
     report.groups = 12  # groups shown with image, boxes and texts
     report.rollouts_every = 10  # steps between files of rollouts/; the first and last step always have one
+    report.profile_steps = ()  # steps that jax.profiler traces into WORKDIR/profile/, e.g. (5,); for XProf or Perfetto
     return config

@@ -12,25 +12,33 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from PIL import Image
 
 from medvr_jax import distributed
 from medvr_jax.configuration import check_batches, model_folder
+from medvr_jax.datasets.example import Example
 from medvr_jax.datasets.source import ExampleSource, make_source
 from medvr_jax.errors import UserError
+from medvr_jax.inputs.batches import check_room
 from medvr_jax.inputs.chat import Encoder, encode_observation, load_encoder
+from medvr_jax.inputs.survey import prompt_sizes, rooms
 from medvr_jax.models.backbone import with_settings
 from medvr_jax.models.config import BackboneConfig
+from medvr_jax.models.operations import matrices
 from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.weights import load_backbone
-from medvr_jax.rollout.engine import RolloutEngine, RolloutSettings
+from medvr_jax.rollout.engine import RolloutEngine
 from medvr_jax.rollout.evr import EvrSettings
+from medvr_jax.rollout.settings import RolloutSettings
 from medvr_jax.rollout.tools import Tool, system_prompt, tools_by_name
 from medvr_jax.training import sharding
 from medvr_jax.training.rewarding import RewardSettings
 from medvr_jax.training.state import Frozen, OptimizerSettings
+from medvr_jax.training.throughput import Policy
 from medvr_jax.training.update import UpdateSettings
 
 
@@ -113,6 +121,37 @@ def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
     return Parts(config, mesh, graphdef, params, backbone, encoder, tools, source)
 
 
+def survey_prompts(parts: Parts, *, training: bool) -> tuple[tuple[int, int], ...]:
+    """(tokens, patches) that suit the batches of this run, those of evaluation and, where asked for, of training.
+
+    Raises:
+        UserError: for an example that is needed and does not fit, or whose image cannot be read.
+    """
+    prompt, data, source = parts.config.prompt, parts.config.data, parts.source
+    largest = (prompt.bucket, prompt.patches)
+    if prompt.sizes < 2:
+        return (largest,)
+    known: dict[str, np.ndarray] = {}
+
+    def needed(examples: Sequence[Example]) -> np.ndarray:
+        new = [example for example in examples if example.id not in known]
+        for example, room in zip(new, rooms(new, parts.encoder), strict=True):
+            check_room(example.id, *room.tolist(), len(example.images), prompt.bucket, prompt.images, prompt.patches)
+            known[example.id] = room
+        return np.max([known[example.id] for example in examples], axis=0)
+
+    steps = range(1 if source.alike else parts.config.steps) if training else ()
+    size = data.evaluation_batch
+    with distributed.together():
+        batches = [needed(source.train(step * data.prompts_per_step, data.prompts_per_step)) for step in steps]
+        tested = source.test(size if source.alike else data.test_examples)
+        batches += [needed(tested[start : start + size]) for start in range(0, len(tested), size)]
+    sizes = prompt_sizes(np.array(batches), largest, count=prompt.sizes, merge_unit=parts.encoder.merge_size**2)
+    without = sizes[:-1]
+    # The most that is allowed is compiled ahead only where it is needed.
+    return without if without and (np.max(batches, axis=0) <= without[-1]).all() else sizes
+
+
 def _check_observation_fits(encoder: Encoder, rollout: Any) -> None:
     """UserError unless the largest crop and the text around it fit the tokens of an observation."""
     side = math.isqrt(rollout.crop_max_pixels)
@@ -129,10 +168,13 @@ def _flat(config: Any) -> dict[str, Any]:
     return {f"{section}.{name}": value for section in sections for name, value in config[section].items()}
 
 
-def training_rollout(config: Any, backbone: BackboneConfig) -> RolloutSettings:
-    """Rollouts of training: M trajectories at a temperature, with forks if the configuration has them."""
+def training_rollout(
+    config: Any, backbone: BackboneConfig, prompts: tuple[tuple[int, int], ...] = ()
+) -> RolloutSettings:
+    """Rollouts of training: M trajectories at a temperature, with forks if the configuration has them. prompts: what
+    `survey_prompts` found."""
     return dataclasses.replace(
-        greedy_rollout(config, backbone),
+        greedy_rollout(config, backbone, prompts),
         trajectories=config.rollout.trajectories,
         temperature=config.rollout.temperature,
         evr=_evr(config, backbone) if config.evr.enabled else None,
@@ -144,8 +186,8 @@ def groups_at_once(config: Any) -> int:
     return config.rollout.groups_at_once or config.data.prompts_per_step
 
 
-def greedy_rollout(config: Any, backbone: BackboneConfig) -> RolloutSettings:
-    """Rollouts of evaluation: one greedy trajectory, no forks."""
+def greedy_rollout(config: Any, backbone: BackboneConfig, prompts: tuple[tuple[int, int], ...] = ()) -> RolloutSettings:
+    """Rollouts of evaluation: one greedy trajectory, no forks. prompts: what `survey_prompts` found."""
     vision = backbone.vision
     return RolloutSettings(
         trajectories=1,
@@ -160,6 +202,7 @@ def greedy_rollout(config: Any, backbone: BackboneConfig) -> RolloutSettings:
         smallest_crop=config.rollout.crop_min_pixels // vision.patch_size**2,
         merge_unit=vision.merge_unit,
         tools=bool(config.rollout.tools),
+        surveyed_prompts=prompts,
         evr=None,
     )
 
@@ -206,6 +249,19 @@ def update_settings(config: Any, mesh: Mesh) -> UpdateSettings:
 def frozen_parts(config: Any) -> Frozen:
     """The parts of the model that are not trained."""
     return Frozen(vision_tower=config.model.freeze_vision_tower, embeddings=config.model.freeze_embeddings)
+
+
+def priced_policy(config: Any, params: nnx.State, backbone: BackboneConfig) -> Policy:
+    """What a step's tokens and images cost."""
+    return Policy(
+        sizes=matrices(params, backbone),
+        backbone=backbone,
+        width=jnp.dtype(config.model.compute_dtype).itemsize,
+        vision_trained=not config.model.freeze_vision_tower,
+        head_trained=not (config.model.freeze_embeddings and backbone.text.tie_word_embeddings),
+        updates=config.grpo.updates_per_batch,
+        reference=bool(config.grpo.kl_weight),
+    )
 
 
 def optimizer_settings(config: Any) -> OptimizerSettings:

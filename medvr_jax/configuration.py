@@ -79,6 +79,7 @@ POSITIVE = (
     "optimizer.max_grad_norm",
 )
 BELOW_ONE = ("optimizer.b1", "optimizer.b2")
+WHOLE_LISTS = ("report.profile_steps",)  # lists of whole numbers, at least 0; the others hold text
 
 
 # ---------------------------------------------------------------------------------------------- reading a recipe
@@ -182,7 +183,7 @@ def _checked_value(name: str, value: Any, default: Any) -> Any:
         if not math.isfinite(value):
             raise UserError(f"{name}: found {value}, allowed is a finite number")
     if isinstance(default, tuple):
-        value = tuple(value)
+        value = tuple(_whole(name, item) for item in value) if name in WHOLE_LISTS else tuple(value)
     if name in CHOICES and value not in CHOICES[name]:
         raise UserError(f"{name}: found {value!r}, allowed are {', '.join(CHOICES[name])}")
     if isinstance(default, (int, float)) and not isinstance(default, bool):
@@ -194,6 +195,15 @@ def _checked_value(name: str, value: Any, default: Any) -> Any:
         if name in BELOW_ONE and value >= 1:
             raise UserError(f"{name}: found {value}, allowed is less than 1")
     return value
+
+
+def _whole(name: str, item: Any) -> int:
+    """An item of a list of whole numbers; the command line brings it as text."""
+    if isinstance(item, str) and item.isdecimal():
+        return int(item)
+    if isinstance(item, bool) or not isinstance(item, int) or item < 0:
+        raise UserError(f"{name}: found {item!r} in the list, allowed are whole numbers, 0 or more")
+    return item
 
 
 def _range(low: float, high: float) -> str:
@@ -312,6 +322,12 @@ def _schedule_fits(c: Mapping[str, Any]) -> None:
         )
 
 
+def _profiles_steps(c: Mapping[str, Any]) -> None:
+    for step in c["report.profile_steps"]:
+        if step >= c["steps"]:
+            raise UserError(f"report.profile_steps: found {step}, allowed is less than steps = {c['steps']}")
+
+
 def _trainer_has_its_section(c: Mapping[str, Any]) -> None:
     if c["trainer"] == "supervised" and not any(name.startswith("warmup.") for name in c):
         raise UserError(
@@ -343,7 +359,13 @@ def _files_exist(c: Mapping[str, Any]) -> None:
 
 
 _Check = Callable[[Mapping[str, Any]], None]
-_COMBINATIONS: tuple[_Check, ...] = (_rollout_fits, _batches_divide, _schedule_fits, _trainer_has_its_section)
+_COMBINATIONS: tuple[_Check, ...] = (
+    _rollout_fits,
+    _batches_divide,
+    _schedule_fits,
+    _profiles_steps,
+    _trainer_has_its_section,
+)
 _FILES: tuple[_Check, ...] = (_images_fit, _files_exist)
 
 

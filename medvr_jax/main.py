@@ -114,13 +114,16 @@ def read_config(overrides: Sequence[tuple[str, str]]) -> FrozenConfigDict:
 
 
 def start_devices(config: FrozenConfigDict) -> None:
-    """Divides a CPU host into devices; this must come before jax makes its backends."""
+    """Divides a CPU host into devices and keeps compiled programs; this must come before jax makes its backends."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install torch
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are local folders
     if config.mesh.host_devices > 1:
         import jax
 
         jax.config.update("jax_num_cpu_devices", config.mesh.host_devices)
+    from medvr_jax import programs
+
+    programs.keep_programs(config.programs.cache)
 
 
 def parse_flags(argv: Sequence[str]) -> list[tuple[str, str]]:

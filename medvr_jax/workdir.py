@@ -17,6 +17,7 @@ from medvr_jax.errors import UserError
 # Runs that agree in these have checkpoints of the same shape and meaning.
 CHECKPOINT_FIELDS = ("trainer", "model.", "optimizer.", "grpo.kl_weight")
 EXPORT_FIELDS = ("model.export_dtype",)  # an export of a finished run may choose them anew
+FREE_FIELDS = ("programs.cache", "report.profile_steps")  # they change nothing that a run computes
 
 
 def saved_config(
@@ -77,7 +78,7 @@ def _refuse_other(folder: Path, saved: dict[str, Any], config: FrozenConfigDict,
     old = dict(configuration.leaves(saved))
     new = dict(configuration.leaves(json.loads(json.dumps(config.to_dict()))))
     for name in [*new, *old]:
-        if prefixes and (name in EXPORT_FIELDS or not name.startswith(prefixes)):
+        if name in FREE_FIELDS or (prefixes and (name in EXPORT_FIELDS or not name.startswith(prefixes))):
             continue
         before, now = old.get(name, "nothing"), new.get(name, "nothing")
         schedule = config.optimizer.schedule

@@ -262,3 +262,16 @@ def test_supervised_needs_its_section(tiny: ConfigDict) -> None:
     tiny.trainer = "supervised"
     with pytest.raises(UserError, match="trainer: found 'supervised'"):
         configuration.validate(tiny)
+
+
+def test_steps_to_profile(tiny: ConfigDict, model_folder: Path) -> None:
+    """The command line's text and a recipe's numbers come to the same."""
+    for text in ("1,3", "(1, 3)", "[1,3]"):
+        overrides = [("model.path", str(model_folder)), ("report.profile_steps", text)]
+        assert configuration.load_config(RECIPE, overrides).report.profile_steps == (1, 3)
+    message = "report.profile_steps: found -1 in the list, allowed are whole numbers, 0 or more"
+    assert refusal(tiny, report__profile_steps=(2, -1)) == message
+    assert refusal(tiny, report__profile_steps=("a",)).startswith("report.profile_steps: found 'a' in the list")
+    assert (
+        refusal(tiny, report__profile_steps=(60,)) == "report.profile_steps: found 60, allowed is less than steps = 60"
+    )

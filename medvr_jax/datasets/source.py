@@ -15,7 +15,12 @@ from medvr_jax.errors import UserError
 
 
 class ExampleSource(Protocol):
-    """Where a run gets its examples; the position in the stream is all the state there is."""
+    """Where a run gets its examples; the position in the stream is all the state there is.
+
+    alike: whether all examples need the same room, so that a look at a few tells.
+    """
+
+    alike: bool
 
     def train(self, position: int, count: int) -> list[Example]:
         """Examples position … position + count − 1 of an endless stream."""
@@ -26,6 +31,8 @@ class ExampleSource(Protocol):
 
 class SyntheticSource:
     """The synthetic task. Runs of different seeds train on different images and are tested on the same ones."""
+
+    alike = True
 
     def __init__(self, task: SyntheticTask, seed: int) -> None:
         self.task = task
@@ -40,6 +47,8 @@ class SyntheticSource:
 
 class JsonlSource:
     """The user's files. Training order is a fresh permutation per epoch, a pure function of (seed, epoch)."""
+
+    alike = False
 
     def __init__(
         self, train_file: str | Path | None, test_file: str | Path | None, image_folder: str | Path, seed: int

@@ -13,7 +13,8 @@ from flax import nnx
 from medvr_jax import distributed
 from medvr_jax.datasets.example import Example
 from medvr_jax.evaluation.grounding import any_hit, best_iou
-from medvr_jax.inputs.chat import Encoder, encode_prompts
+from medvr_jax.inputs.chat import Encoder, Prompt, encode_prompts
+from medvr_jax.inputs.prefetch import Prefetcher
 from medvr_jax.rewards.answers import extract_answer, is_correct
 from medvr_jax.rewards.format import is_well_formed
 from medvr_jax.rollout.engine import RolloutEngine
@@ -71,18 +72,24 @@ def predict(
     """
     predictions: dict[int, Prediction] = {}
     key = jax.random.key(0)  # greedy sampling draws nothing from it
-    for start in range(0, len(examples), rows.total):
-        with distributed.together():
-            prompts = encode_prompts([examples[(start + row) % len(examples)] for row in rows.here], encoder)
-        rollout = engine.run(params, prompts, key)
-        sampled = rollout.host.sampled.sum(-1)[:, 0]
-        for index, prompt, group, tokens, mine in zip(
-            start + rows.here, prompts, rollout.trajectories, sampled, rows.mine, strict=True
-        ):
-            if mine and index < len(examples):
-                predictions[int(index)] = _prediction(prompt.example, group[0], int(tokens))
-        if progress:
-            progress(min(start + rows.total, len(examples)), len(examples))
+    starts = range(0, len(examples), rows.total)
+
+    def prepare(batch: int) -> list[Prompt]:
+        return encode_prompts([examples[(starts[batch] + row) % len(examples)] for row in rows.here], encoder)
+
+    with Prefetcher(prepare, len(starts)) as prepared:
+        for batch, start in enumerate(starts):
+            with distributed.together():
+                prompts = prepared.take(batch)
+            rollout = engine.run(params, prompts, key)
+            sampled = rollout.host.sampled.sum(-1)[:, 0]
+            for index, prompt, group, tokens, mine in zip(
+                start + rows.here, prompts, rollout.trajectories, sampled, rows.mine, strict=True
+            ):
+                if mine and index < len(examples):
+                    predictions[int(index)] = _prediction(prompt.example, group[0], int(tokens))
+            if progress:
+                progress(min(start + rows.total, len(examples)), len(examples))
     return _of_all_processes(predictions)
 
 

@@ -30,7 +30,8 @@ def evaluate(config: Any, workdir: str | Path) -> None:
     state, step = restore_latest(parts, workdir)
     params = make_cast(parts.params, parts.sampling_layout, config.model.compute_dtype)(state.params)
     examples = parts.source.test(config.data.test_examples)
-    engine = parts.engine(assembly.greedy_rollout(config, parts.backbone))
+    sizes = assembly.survey_prompts(parts, training=False)
+    engine = parts.engine(assembly.greedy_rollout(config, parts.backbone, sizes))
     with Progress(len(examples), 0, "evaluate") as progress:
         rows = parts.rows(config.data.evaluation_batch)
         predictions = predict(engine, params, parts.encoder, examples, rows, lambda done, _: progress.update(done))

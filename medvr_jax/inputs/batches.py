@@ -51,7 +51,8 @@ def batch_prompts(
     feature_index = np.full((count, prompt_bucket), -1, np.int32)
     for row, prompt in enumerate(prompts):
         n = len(prompt.token_ids) - 1
-        _check_fits(prompt, n, prompt_bucket, images, patches)
+        largest = max((len(image.patches) for image in prompt.images), default=0)
+        check_room(prompt.example.id, n, largest, len(prompt.images), prompt_bucket, images, patches)
         tokens[row, :n] = prompt.token_ids[:-1]
         positions[row, :n] = prompt.positions[:-1]
         valid[row, :n] = True
@@ -81,14 +82,19 @@ def pad_feature_index(index: np.ndarray, features_per_image: Sequence[int], slot
     return np.where(index >= 0, padded, -1).astype(np.int32)
 
 
-def _check_fits(prompt: Prompt, tokens: int, prompt_bucket: int, images: int, patches: int) -> None:
-    name = f"example {prompt.example.id}"
+def check_room(
+    example: str, tokens: int, largest: int, count: int, prompt_bucket: int, images: int, patches: int
+) -> None:
+    """UserError unless a prompt's tokens, its largest image's patches and its number of images are within the limits.
+
+    tokens: the last one not counted. The last three arguments are the limits.
+    """
+    name = f"example {example}"
     if tokens > prompt_bucket:
         raise UserError(
             f"{name}: a prompt of {tokens} tokens, the last one not counted; prompt.bucket allows {prompt_bucket}"
         )
-    if len(prompt.images) > images:
-        raise UserError(f"{name}: {len(prompt.images)} images; prompt.images allows {images}")
-    largest = max((len(image.patches) for image in prompt.images), default=0)
+    if count > images:
+        raise UserError(f"{name}: {count} images; prompt.images allows {images}")
     if largest > patches:
         raise UserError(f"{name}: an image of {largest} patches; prompt.patches allows {patches}")

@@ -136,16 +136,21 @@ def encode_prompt(example: Example, encoder: Encoder) -> Prompt:
         )
         for i, source in enumerate(example.images)
     )
-    content = [{"type": "image"} for _ in images] + [{"type": "text", "text": example.question_text()}]
-    messages = [{"role": "user", "content": content}]
-    if encoder.system:
-        messages.insert(0, {"role": "system", "content": encoder.system})
-    text = encoder.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    ids = np.asarray(encoder.tokenizer.encode(text, add_special_tokens=False), np.int32)
+    ids = prompt_ids(example, encoder)
     counts = np.ones(len(ids), np.int64)
     counts[ids == encoder.image_id] = [image.features(encoder.merge_size) for image in images]
     token_ids, positions, next_position, feature_index = _place(np.repeat(ids, counts), images, 0, encoder)
     return Prompt(example, token_ids, positions, next_position, feature_index, images)
+
+
+def prompt_ids(example: Example, encoder: Encoder) -> np.ndarray:
+    """The prompt's token ids [n] int32 with one placeholder for each image."""
+    content = [{"type": "image"} for _ in example.images] + [{"type": "text", "text": example.question_text()}]
+    messages = [{"role": "user", "content": content}]
+    if encoder.system:
+        messages.insert(0, {"role": "system", "content": encoder.system})
+    text = encoder.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return _tokens(encoder, text)
 
 
 def encode_prompts(examples: Sequence[Example], encoder: Encoder) -> list[Prompt]:

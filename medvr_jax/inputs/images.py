@@ -79,22 +79,9 @@ def prepare_image(
     max_patches is a guarantee where the pixel limits are not: very elongated images may exceed those by rounding, and
     are then resized to fewer pixels until they fit.
     """
-    longest = max_pixels or processor.size["longest_edge"]
-    shortest = min(min_pixels or processor.size["shortest_edge"], longest)
-    factor = processor.patch_size * processor.merge_size
-    try:
-        while max_patches is not None:
-            height, width = smart_resize(image.height, image.width, factor, shortest, longest)
-            if height * width <= max_patches * processor.patch_size**2:
-                break
-            if longest <= factor**2:
-                raise UserError(f"{name}: {image.width}x{image.height} does not fit {max_patches} patches")
-            longest = max(int(longest * 0.8), factor**2)
-            shortest = min(shortest, longest)
-        size = {"longest_edge": longest, "shortest_edge": shortest}
-        output = processor(images=[image], size=size, return_tensors="np")
-    except ValueError as error:  # the processor refuses aspect ratios above 200
-        raise UserError(f"{name}: {image.width}x{image.height} is not usable ({error})") from error
+    shortest, longest, _ = _limits(processor, image.size, max_pixels, min_pixels, max_patches, name)
+    size = {"longest_edge": longest, "shortest_edge": shortest}
+    output = processor(images=[image], size=size, return_tensors="np")
     t, h, w = (int(v) for v in output["image_grid_thw"][0])
     return PreparedImage(
         patches=np.ascontiguousarray(output["pixel_values"], dtype=np.float32),
@@ -102,6 +89,44 @@ def prepare_image(
         resized_size=(w * processor.patch_size, h * processor.patch_size),
         original_size=image.size,
     )
+
+
+def resized_size(
+    processor: Qwen2VLImageProcessorPil,
+    size: Size,
+    *,
+    max_pixels: int | None = None,
+    min_pixels: int | None = None,
+    max_patches: int | None = None,
+    name: str = "image",
+) -> Size:
+    """(width, height) in pixels that `prepare_image` resizes an image of this size to."""
+    return _limits(processor, size, max_pixels, min_pixels, max_patches, name)[2]
+
+
+def _limits(
+    processor: Qwen2VLImageProcessorPil,
+    size: Size,
+    max_pixels: int | None,
+    min_pixels: int | None,
+    max_patches: int | None,
+    name: str,
+) -> tuple[int, int, Size]:
+    """The fewest and the most pixels to ask the processor for, and the size it then makes."""
+    longest = max_pixels or processor.size["longest_edge"]
+    shortest = min(min_pixels or processor.size["shortest_edge"], longest)
+    factor = processor.patch_size * processor.merge_size
+    while True:
+        try:
+            height, width = smart_resize(size[1], size[0], factor, shortest, longest)
+        except ValueError as error:  # the processor refuses aspect ratios above 200
+            raise UserError(f"{name}: {size[0]}x{size[1]} is not usable ({error})") from error
+        if max_patches is None or height * width <= max_patches * processor.patch_size**2:
+            return shortest, longest, (width, height)
+        if longest <= factor**2:
+            raise UserError(f"{name}: {size[0]}x{size[1]} does not fit {max_patches} patches")
+        longest = max(int(longest * 0.8), factor**2)
+        shortest = min(shortest, longest)
 
 
 def pack_image_rows(

@@ -31,7 +31,7 @@ from medvr_jax.models.partitioning import constrain, constrain_groups
 from medvr_jax.models.rope import text_rotary
 from medvr_jax.models.vision import ImageBatch, VisionTower
 
-SCAN_FROM = 8  # decoders with at least so many layers are scanned in `score` and `prefill`; smaller ones are unrolled
+SCAN_FROM = 16  # decoders with at least so many layers are scanned; smaller ones are unrolled, which is faster on a CPU
 
 
 @jax.tree_util.register_dataclass

@@ -11,8 +11,8 @@ import time
 import jax
 
 from medvr_jax.errors import UserError
+from medvr_jax.hardware import Topology
 from medvr_jax.planning.collectives import Traffic, traffic
-from medvr_jax.planning.hardware import Topology
 from medvr_jax.planning.programs import Program
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from medvr_jax import assembly
-from medvr_jax.planning import operations
-from medvr_jax.planning.abstract import AbstractRun
+from medvr_jax.models import operations
+from medvr_jax.training.abstract import AbstractRun
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+from medvr_jax.hardware import Chip
 from medvr_jax.planning import costs, memory
-from medvr_jax.planning.abstract import AbstractRun
 from medvr_jax.planning.compiler import Compiled
 from medvr_jax.planning.costs import Cost, device_bytes
-from medvr_jax.planning.hardware import Chip
 from medvr_jax.planning.programs import Program
+from medvr_jax.training.abstract import AbstractRun
 
 
 @dataclasses.dataclass(frozen=True)

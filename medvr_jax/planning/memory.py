@@ -9,9 +9,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from medvr_jax import assembly
-from medvr_jax.planning import operations
-from medvr_jax.planning.abstract import AbstractRun
+from medvr_jax.models import operations
 from medvr_jax.planning.costs import device_bytes
+from medvr_jax.training.abstract import AbstractRun
 
 FLOAT = 4
 

@@ -7,17 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from medvr_jax import assembly
-from medvr_jax.models.backbone import PromptInputs
-from medvr_jax.planning import abstract
-from medvr_jax.planning.abstract import AbstractRun
-from medvr_jax.rollout.engine import prompt_cache_shardings, rollout_programs, state_shardings
-from medvr_jax.training import sharding
+from medvr_jax.rollout.programs import rollout_programs
+from medvr_jax.training import abstract, sharding
+from medvr_jax.training.abstract import AbstractRun
 from medvr_jax.training.state import make_cast, make_optimizer
-from medvr_jax.training.update import TrainBatch, make_scorer, make_update
+from medvr_jax.training.update import make_scorer, make_update, update_sizes
 
 # What memory is used for, beside a program's own results and temporaries.
 USES = ("parameters", "optimiser", "caches", "batch")
@@ -66,18 +63,13 @@ def step_programs(run: AbstractRun) -> list[Program]:
     rollout = rollout_programs(run.graphdef, settings, layout)
     weights = abstract.sampling_weights(run, params)
     features = abstract.features(run, groups)
-    shapes = jax.eval_shape(rollout.prefill, params, prompts, features)
-    layouts = (by_group, prompt_cache_shardings(layout), state_shardings(layout))
-    made = tuple(
-        abstract.laid_out(tree, jax.tree.broadcast(where, tree)) for tree, where in zip(shapes, layouts, strict=True)
-    )
-    inputs, cache, first_state = made
+    made = inputs, cache, first_state = abstract.prefilled(run, rollout.prefill, params, prompts)
     # With the longest caches and the most crops, which is what memory must hold.
-    rollout_state = abstract.grown(run, first_state)
+    rollout_state = abstract.grown(first_state, settings.cache_lengths[-1])
     crops = abstract.crop_features(run, groups)
-    trajectories = (rollout_state.tokens, rollout_state.positions, rollout_state.feature_index)
     # What the update reads of all parts stays.
-    left = _of_all_parts((inputs, crops, trajectories), config.data.prompts_per_step)
+    trajectories = (rollout_state.tokens, rollout_state.positions, rollout_state.feature_index)
+    left = abstract.of_all_parts((inputs, crops, trajectories), config.data.prompts_per_step)
     rolling = trained | {"parameters": (trained["parameters"], params)}
     sampling = trained | {"parameters": (trained["parameters"], params, weights)}
     sampled = {"caches": (cache, rollout_state), "batch": (left, prompts, tables)}
@@ -115,7 +107,7 @@ def step_programs(run: AbstractRun) -> list[Program]:
         images = abstract.laid_out(
             abstract.images((groups, slots), settings.crop_patches, run.backbone.vision), by_group
         )
-        served = abstract.serving(run, groups)
+        served = abstract.serving(run, groups, settings.observation_length)
         alive = sampling | sampled | {"batch": (left, prompts, tables, images, served)}
         programs += [
             Program("crops", rollout.encode_crops, (params, crops, images, number), alive, None, runs=parts * turns),
@@ -131,7 +123,7 @@ def step_programs(run: AbstractRun) -> list[Program]:
 
     updating = assembly.update_settings(config, mesh)
     inputs, crop_features, trajectories = left
-    batch = train_batch(run, inputs, trajectories, crop_features)
+    batch = abstract.train_batch(run, inputs, trajectories, crop_features, update_sizes(settings)[-1])
     banned = abstract.banned(run)
     # The rollout keeps the crops' features until the step is over, whether or not the update reads them.
     alive = trained | {"batch": (batch.replace(crop_features=crop_features), banned)}
@@ -145,43 +137,3 @@ def step_programs(run: AbstractRun) -> list[Program]:
     update = make_update(run.graphdef, optimizer, updating, state, run.training_layout)
     programs.append(Program("update", update, (state, reference, batch, banned), alive, None, runs=updates))
     return programs
-
-
-def _of_all_parts(tree: Any, groups: int) -> Any:
-    """Abstract arrays of one part of a rollout as they are for all groups."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((groups, *x.shape[1:]), x.dtype, sharding=x.sharding), tree)
-
-
-def train_batch(
-    run: AbstractRun,
-    prompt: PromptInputs,
-    trajectories: tuple[jax.ShapeDtypeStruct, ...],
-    crop_features: jax.ShapeDtypeStruct,
-) -> TrainBatch:
-    """As `training.trainer.Trainer.train_batch` makes it from a rollout's tokens, positions and feature indices."""
-    settings, vision = run.rollout, run.backbone.vision
-    tokens, positions, feature_index = trajectories
-    groups, slots, length = tokens.shape
-    frozen = run.config.model.freeze_vision_tower
-    images = crops = None
-    if not frozen:
-        images = abstract.images((groups, settings.prompt_images), settings.prompt_patches, vision)
-        crops = abstract.images((groups, settings.crop_slots), settings.crop_patches, vision)
-    arrays = {
-        "packing": abstract.packing(groups, slots, length, forks=settings.evr is not None),
-        "sampled": jax.ShapeDtypeStruct((groups, slots, length), jnp.bool_),
-        "log_probabilities": jax.ShapeDtypeStruct((groups, slots, length), jnp.float32),
-        "advantages": jax.ShapeDtypeStruct((groups, slots), jnp.float32),
-        "counted": jax.ShapeDtypeStruct((groups,), jnp.bool_),
-        "images": images,
-        "crops": crops,
-    }
-    return TrainBatch(
-        prompt=prompt,
-        tokens=tokens,
-        positions=positions,
-        feature_index=feature_index,
-        crop_features=crop_features if frozen else None,
-        old_log_probabilities=None,
-        **abstract.laid_out(arrays, sharding.by_group(run.mesh)),
-    )

@@ -13,16 +13,16 @@ from ml_collections import FrozenConfigDict
 
 from medvr_jax.configuration import check_batches, leaves
 from medvr_jax.errors import UserError
+from medvr_jax.hardware import Topology, parse_topology
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.planning import costs, estimate, memory, table
-from medvr_jax.planning.abstract import AbstractRun, abstract_run
 from medvr_jax.planning.advice import Advice, advise
 from medvr_jax.planning.architectures import backbone_of
 from medvr_jax.planning.compiler import compile_program, describe_devices
 from medvr_jax.planning.estimate import Row
-from medvr_jax.planning.hardware import Topology, parse_topology
 from medvr_jax.planning.programs import step_programs
 from medvr_jax.training import sharding
+from medvr_jax.training.abstract import AbstractRun, abstract_run
 
 
 def plan(config: FrozenConfigDict, topology: str, title: str, workdir: str | None) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from medvr_jax.hardware import GIB, Topology
 from medvr_jax.planning import estimate
 from medvr_jax.planning.advice import Advice
 from medvr_jax.planning.estimate import Row
-from medvr_jax.planning.hardware import GIB, Topology
 from medvr_jax.planning.programs import USES
 
 

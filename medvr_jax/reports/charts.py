@@ -186,7 +186,12 @@ def _legend(lines: Sequence[tuple[str, Sequence[Point]]]) -> str:
 
 def time_panel(rows: Sequence[Row]) -> Panel:
     """Where the seconds of these rows went: the four largest of the time/* keys that make up a step."""
-    keys = {key for row in rows for key in row if key.startswith("time/") and key not in ("time/step", "time/evaluate")}
+    keys = {
+        key
+        for row in rows
+        for key in row
+        if key.startswith("time/") and key not in ("time/step", "time/evaluate", "time/compile")
+    }
 
     def spent(key: str) -> float:
         return sum(_known(points(rows, key)))

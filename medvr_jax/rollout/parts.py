@@ -16,8 +16,9 @@ from flax import nnx
 
 from medvr_jax.inputs.chat import Prompt
 from medvr_jax.models.partitioning import Layout
-from medvr_jax.rollout.engine import RolloutEngine, crop_feature_sharding
-from medvr_jax.rollout.trajectories import Rollout
+from medvr_jax.rollout.engine import RolloutEngine
+from medvr_jax.rollout.programs import crop_feature_sharding
+from medvr_jax.rollout.trajectories import Calls, Rollout
 
 _ON_DEVICES = ("prompt_inputs", "tokens", "positions", "feature_index", "crop_features")
 _ON_HOST = ("host", "prompt_batch")
@@ -51,7 +52,8 @@ class PartedRollout:
             return self._engine.run(params, prompts, key)
         places = np.arange(len(prompts)).reshape(-1, self._parts, self._rows)  # [shards here, parts, rows]
         taken = [places[:, part].ravel() for part in range(self._parts)]
-        rollouts = [self._engine.run(params, [prompts[i] for i in rows], key) for rows in taken]
+        size = self._engine.prompt_size(prompts)  # one for all parts, which are joined
+        rollouts = [self._engine.run(params, [prompts[i] for i in rows], key, size) for rows in taken]
         order = np.argsort(np.concatenate(taken))
         return self._joined(rollouts, order)
 
@@ -77,5 +79,5 @@ class PartedRollout:
             **self._join(fields(_ON_DEVICES)),
             **host,
             seconds=seconds,
-            decode_steps=sum(rollout.decode_steps for rollout in rollouts),
+            calls=sum((rollout.calls for rollout in rollouts), Calls()),
         )

@@ -5,59 +5,72 @@ The scorer (`training/losses.py`) uses the same distribution: banned ids out, th
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 # The largest share of the total probability that a draw may reach: keeps rounding from selecting past the last token.
 _TOP_OF_CDF = 1.0 - 1e-6
-
-
-def policy_log_probabilities(logits: jax.Array, banned: jax.Array, temperature: float) -> jax.Array:
-    """Log-probabilities `[..., V]` of the sampling distribution in float32.
-
-    Args:
-        logits: `[..., V]`, any float dtype.
-        banned: `[V]` bool; these ids have probability zero.
-        temperature: > 0, in logits per nat.
-    """
-    logits = jnp.where(banned, -jnp.inf, logits.astype(jnp.float32) / temperature)
-    return jax.nn.log_softmax(logits, axis=-1)
-
-
-def entropy(log_probabilities: jax.Array) -> jax.Array:
-    """Entropy `H = -sum_j p_j log p_j` in nats over the last axis of `[..., V]`; banned ids (-inf) add nothing."""
-    probabilities = jnp.exp(log_probabilities)
-    return -jnp.sum(jnp.where(probabilities > 0, probabilities * log_probabilities, 0.0), axis=-1)
-
-
-def draw(log_probabilities: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Draws ids `[...]` from `[..., V]` with one uniform `[...]` in [0, 1) each, by the inverse cumulative sum."""
-    cumulative = jnp.cumsum(jnp.exp(log_probabilities), axis=-1)
-    level = cumulative[..., -1:] * jnp.minimum(uniform[..., None], _TOP_OF_CDF)
-    return jnp.sum(cumulative <= level, axis=-1, dtype=jnp.int32)
+_BANNED = -1e30  # as a logit: finite, and exp(it - any maximum) is 0
+_BLOCK = 128  # ids of a block, if they divide the vocabulary
 
 
 def sample(
     logits: jax.Array, banned: jax.Array, temperature: float, uniform: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One token per row.
+    """One token per row, by an inverse cumulative sum in two steps: first among blocks of ids, then within one.
+
+    No array of log-probabilities is made: three passes over the logits find their maximum, the blocks' sums and the
+    entropy, `H = log Z - sum_j p_j (l_j - max)` with Z the sum of exp(l - max).
 
     Args:
-        logits: `[..., V]`.
-        banned: `[V]` bool.
-        temperature: 0 takes the most probable token; log-probability and entropy are then those at temperature 1.
+        logits: `[..., V]`, any float dtype.
+        banned: `[V]` bool; these ids have probability zero.
+        temperature: in logits per nat; 0 takes the most probable token, log-probability and entropy are then those at
+            temperature 1.
         uniform: `[...]` float32 in [0, 1), not used at temperature 0.
 
     Returns:
         token ids `[...]` int32, their log-probabilities `[...]` and the entropies `[...]`, float32 in nats.
     """
-    log_probabilities = policy_log_probabilities(logits, banned, temperature or 1.0)
-    if temperature:
-        tokens = draw(log_probabilities, uniform)
-    else:
-        tokens = jnp.argmax(log_probabilities, axis=-1).astype(jnp.int32)
-    chosen = jnp.take_along_axis(log_probabilities, tokens[..., None], axis=-1)[..., 0]
-    return tokens, chosen, entropy(log_probabilities)
+    size, banned = logits.shape[-1], jnp.asarray(banned)
+    width = math.gcd(size, _BLOCK)
+    scaled = jnp.where(banned, _BANNED, logits.astype(jnp.float32) / (temperature or 1.0))
+    highest = jnp.max(scaled, axis=-1)
+    shifted = scaled - highest[..., None]
+    weights = jnp.exp(shifted)
+    sums = jnp.sum(weights.reshape(*weights.shape[:-1], size // width, width), axis=-1)
+    cumulative = jnp.cumsum(sums, axis=-1)
+    total = cumulative[..., -1]
+    normaliser = jnp.log(total)
+    entropy = normaliser - jnp.sum(jnp.where(weights > 0, weights * shifted, 0.0), axis=-1) / total
+    if not temperature:
+        tokens = jnp.min(jnp.where(shifted == 0, jnp.arange(size, dtype=jnp.int32), size - 1), axis=-1)
+        return tokens, -normaliser, entropy
+
+    level = total * jnp.minimum(uniform, _TOP_OF_CDF)
+    block = _first((cumulative > level[..., None]) & (sums > 0))
+    before = _take(cumulative - sums, block)
+    # Of one block everything is computed again, out of the logits, so that none of it was ever written down.
+    inside = jnp.take_along_axis(logits.reshape(*sums.shape, width), block[..., None, None], axis=-2)[..., 0, :]
+    inside = jnp.where(banned.reshape(-1, width)[block], _BANNED, inside.astype(jnp.float32) / temperature)
+    inside = inside - highest[..., None]
+    weights = jnp.exp(inside)
+    cumulative = jnp.cumsum(weights, axis=-1)
+    level = jnp.clip(level - before, 0.0, cumulative[..., -1] * _TOP_OF_CDF)
+    place = _first((cumulative > level[..., None]) & (weights > 0))
+    return block * width + place, _take(inside, place) - normaliser, entropy
+
+
+def _first(flags: jax.Array) -> jax.Array:
+    """Index `[...]` int32 of the first true of `[..., X]`."""
+    return jnp.argmax(flags, axis=-1).astype(jnp.int32)
+
+
+def _take(values: jax.Array, index: jax.Array) -> jax.Array:
+    """`[...]` of `[..., X]`."""
+    return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
 
 
 def slot_keys(key: jax.Array, prompt_ids: jax.Array, slots: int) -> jax.Array:

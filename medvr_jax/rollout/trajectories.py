@@ -76,6 +76,29 @@ class TokenArrays:
 
 
 @dataclasses.dataclass(frozen=True)
+class Calls:
+    """What the devices were given in a rollout, all processes' groups together.
+
+    Attributes:
+        decode: per call of the loop (steps, rows, slots of the response caches).
+        extend: per call (tokens, slots of the response caches).
+        crops: per call (images, patches of each).
+    """
+
+    decode: tuple[tuple[int, int, int], ...] = ()
+    extend: tuple[tuple[int, int], ...] = ()
+    crops: tuple[tuple[int, int], ...] = ()
+
+    def __add__(self, other: Calls) -> Calls:
+        return Calls(self.decode + other.decode, self.extend + other.extend, self.crops + other.crops)
+
+    @property
+    def steps(self) -> int:
+        """Of the sampling loop, all calls together."""
+        return sum(steps for steps, _, _ in self.decode)
+
+
+@dataclasses.dataclass(frozen=True)
 class Rollout:
     """B groups of M trajectories; of what is on the host, this process's groups (all, when it is the only one).
 
@@ -90,7 +113,7 @@ class Rollout:
         crop_features: device array `[B, C, F, D]` of the groups' crops.
         crops: the crops themselves, `[B][...]`, None where a group has none in a place; feature_index // F counts them.
         seconds: wall-clock time by phase.
-        decode_steps: steps of the sampling loop, all turns together.
+        calls: what the devices were given.
     """
 
     prompts: list[Prompt]
@@ -105,7 +128,7 @@ class Rollout:
     crop_features: jax.Array
     crops: list[list[PreparedImage | None]]
     seconds: dict[str, float]
-    decode_steps: int
+    calls: Calls
 
 
 _WHOLE = frozenset({"slot", "position", "pass", "child"})

@@ -7,16 +7,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from medvr_jax import assembly, distributed
+import jax
+
+from medvr_jax import assembly, distributed, programs
+from medvr_jax.devices import peak_memory
 from medvr_jax.errors import UserError
 from medvr_jax.reports.metrics import FILE_NAME, MetricsWriter, read_metrics
 from medvr_jax.reports.page import write_report
 from medvr_jax.reports.progress import Progress
 from medvr_jax.reports.rollouts import write_rollouts
-from medvr_jax.training import compilations
+from medvr_jax.training import throughput
 from medvr_jax.training.checkpoints import Checkpoints
 from medvr_jax.training.export import export, export_policy
-from medvr_jax.training.records import rollout_metrics, rollout_records, trajectory_facts
+from medvr_jax.training.profiling import profiled
+from medvr_jax.training.records import rollout_metrics, rollout_records, trajectory_facts, work_facts
 from medvr_jax.training.trainer import Step, Trainer
 
 
@@ -53,36 +57,61 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config.keep_checkpoints)))
         start = resume(trainer, checkpoints)
+        stack.enter_context(contextlib.closing(trainer.prompts))
+        warm_up(trainer)
         writer = MetricsWriter(workdir, start) if distributed.is_main() else contextlib.nullcontext()
         metrics = stack.enter_context(writer)
         progress = stack.enter_context(Progress(config.steps, start, "train"))
-        saving = 0.0
+        saving, process = 0.0, ProcessFacts(start)
         for step in range(start, config.steps):
             row: dict[str, Any] = {"step": step, "time/checkpoint": saving}
             if step % config.evaluate_every == 0:
                 row |= evaluate(trainer, progress)
             began = time.perf_counter()
-            outcome = trainer.step(step)
+            with profiled(workdir, step, config.report.profile_steps):
+                outcome = trainer.step(step)
             if step % config.report.rollouts_every == 0 or step == config.steps - 1:
                 write_step_rollouts(workdir, trainer, outcome, step)
-            row |= step_metrics(outcome) | {"time/step": time.perf_counter() - began}
+            row |= step_metrics(trainer, outcome) | {"time/step": time.perf_counter() - began}
             # The row comes first: a run killed after its checkpoint never goes back to write it.
             if metrics:
-                metrics.write(row | process_facts(step, start))
+                metrics.write(row | process.of(step))
             saving = 0.0
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 saving = save(trainer, checkpoints, step + 1)
             progress.update(step + 1, describe(row))
         final = evaluate(trainer, progress)
         if metrics:
-            metrics.write({"step": config.steps} | final | process_facts(config.steps, start))
+            metrics.write({"step": config.steps} | final | process.of(config.steps))
         progress.update(config.steps, held_out(final))
     return trainer
 
 
-def process_facts(step: int, start: int) -> dict[str, int | bool]:
-    """What belongs to this process and not to the run; its first row says so if it went on with another's."""
-    return {"compilations": compilations.count()} | ({"resumed": True} if step == start > 0 else {})
+def warm_up(trainer: Trainer) -> None:
+    """Compiles all programs of the run, or reads them from the disk."""
+    ready = trainer.programs()
+    with Progress(len(ready), 0, "compiling") as progress:
+        programs.warm_up(ready, lambda done, total, name: progress.update(done, name))
+
+
+class ProcessFacts:
+    """What a row says of this process and not of the run; its first row tells if it went on with another's."""
+
+    def __init__(self, start: int) -> None:
+        """`start`: the first step that this process does."""
+        self._start, self._compiled = start, 0.0
+
+    def of(self, step: int) -> dict[str, float]:
+        """Programs compiled so far, how many of them came from the disk, the compiler's seconds since last time, and
+        the most memory that was used."""
+        made = programs.compilations()
+        facts = {
+            "compilations": made.count,
+            "compilations_from_cache": made.from_cache,
+            "time/compile": made.seconds - self._compiled,
+        } | {f"memory/{name}": value for name, value in peak_memory(jax.local_devices()).items()}
+        self._compiled = made.seconds
+        return facts | ({"resumed": True} if step == self._start > 0 else {})
 
 
 def resume(trainer: Trainer, checkpoints: Checkpoints) -> int:
@@ -119,12 +148,17 @@ def evaluate(trainer: Trainer, progress: Progress) -> dict[str, float]:
     return {f"eval/{name}": value for name, value in figures.items()} | {"time/evaluate": time.perf_counter() - began}
 
 
-def step_metrics(outcome: Step) -> dict[str, float]:
+def step_metrics(trainer: Trainer, outcome: Step) -> dict[str, float]:
     """The figures of one step, of all processes' groups, under the names of `metrics.jsonl`."""
     facts = distributed.gather_rows(trajectory_facts(outcome.rollout, outcome.rewards), outcome.rows)
+    work = work_facts(outcome.rollout, trainer.parts.backbone.vision)
+    true = throughput.total(distributed.gather_rows(work, outcome.rows))
+    speeds = throughput.speeds(true, outcome.passed, trainer.policy, outcome.seconds, trainer.limits, trainer.copies)
     return (
         rollout_metrics(facts)
-        | {"rollout/decode_steps": float(outcome.rollout.decode_steps)}
+        | {"rollout/decode_steps": float(outcome.rollout.calls.steps)}
+        | {f"speed/{name}": value for name, value in speeds.items()}
+        | {f"padding/{name}": value for name, value in throughput.padding(true, outcome.passed).items()}
         | {f"train/{name}": value for name, value in outcome.metrics.items()}
         | {"train/zero_spread_groups": int((~facts["has_spread"]).sum())}
         | {f"time/{name}": value for name, value in outcome.seconds.items()}

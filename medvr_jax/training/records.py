@@ -8,8 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from medvr_jax.models.config import VisionConfig
 from medvr_jax.rollout.trajectories import Rollout, Trajectory
 from medvr_jax.training.rewarding import Rewards, prediction
+from medvr_jax.training.throughput import true_counts
 
 
 def rollout_records(rollout: Rollout, rewards: Rewards, step: int, groups: Sequence[int]) -> list[dict[str, Any]]:
@@ -95,6 +97,19 @@ def trajectory_facts(rollout: Rollout, rewards: Rewards) -> dict[str, np.ndarray
         "sampled": rollout.host.sampled.sum(-1),
         "entropy": rollout.host.entropy,
     }
+
+
+def work_facts(rollout: Rollout, vision: VisionConfig) -> dict[str, np.ndarray]:
+    """What there was to compute in each group: see `throughput.true_counts`."""
+    return true_counts(
+        rollout.prompt_batch.valid.sum(-1),
+        rollout.host.length,
+        rollout.host.sampled,
+        np.array([[trajectory.fork_position or 0 for trajectory in group] for group in rollout.trajectories]),
+        [[len(image.patches) for image in prompt.images] for prompt in rollout.prompts],
+        [[len(crop.patches) for crop in group if crop is not None] for group in rollout.crops],
+        vision,
+    )
 
 
 def rollout_metrics(facts: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -10,24 +12,27 @@ import jax
 import numpy as np
 from flax import nnx
 
-from medvr_jax import assembly, distributed
+from medvr_jax import assembly, devices, distributed
 from medvr_jax.datasets.example import Example
 from medvr_jax.errors import UserError
 from medvr_jax.evaluation.greedy import predict, summarise
-from medvr_jax.inputs.chat import encode_prompts
+from medvr_jax.inputs.chat import Prompt, encode_prompts
 from medvr_jax.inputs.images import pack_image_rows
+from medvr_jax.inputs.prefetch import Prefetcher
 from medvr_jax.models.packing import Packing, distinct_tokens, pack_rows
 from medvr_jax.models.vision import ImageBatch
+from medvr_jax.programs import Program
 from medvr_jax.rollout.parts import PartedRollout
 from medvr_jax.rollout.trajectories import Rollout
-from medvr_jax.training import sharding
+from medvr_jax.training import abstract, ahead, sharding
 from medvr_jax.training.rewarding import Rewards, reward_rollout
 from medvr_jax.training.state import TrainState, initial_train_state, make_cast, make_optimizer
+from medvr_jax.training.throughput import Passed
 from medvr_jax.training.update import TrainBatch, make_scorer, make_update, update_sizes
 
 
 class Step(NamedTuple):
-    """What one step of training produced: rollout, rewards, the update's metrics, and seconds by phase.
+    """What one step of training produced: rollout, rewards, the update's metrics, seconds by phase, and what it took.
 
     Rollout and rewards are those of this process's groups, which `rows` names.
     """
@@ -37,6 +42,7 @@ class Step(NamedTuple):
     rewards: Rewards
     metrics: dict[str, float]
     seconds: dict[str, float]
+    passed: Passed
 
 
 class Trainer:
@@ -51,16 +57,37 @@ class Trainer:
         self._update = make_update(parts.graphdef, optimizer, self._settings, self.state, parts.training_layout)
         self._scorer = make_scorer(parts.graphdef, self._settings, parts.training_layout)
         self._rewards = assembly.reward_settings(config)
-        self._engine = parts.engine(assembly.training_rollout(config, parts.backbone))
+        sizes = assembly.survey_prompts(parts, training=True)
+        self._engine = parts.engine(assembly.training_rollout(config, parts.backbone, sizes))
         groups, at_once = config.data.prompts_per_step, assembly.groups_at_once(config)
         self._rollouts = PartedRollout(self._engine, parts.sampling_layout, groups, at_once)
-        self._evaluator = parts.engine(assembly.greedy_rollout(config, parts.backbone))
+        self._evaluator = parts.engine(assembly.greedy_rollout(config, parts.backbone, sizes))
         # The reference is the policy before training, kept only when the loss asks for it.
         self._reference = None
         if config.grpo.kl_weight:
             to_reference = make_cast(parts.params, parts.training_layout, config.model.compute_dtype)
             self._reference = to_reference(self.state.params)
         self._banned = jax.device_put(self._engine.tables.banned, sharding.replicated(parts.mesh))
+        self.prompts = Prefetcher(self._prepare, config.steps)
+        # What the figures of a step's speed are made with.
+        self.policy = assembly.priced_policy(config, parts.params, parts.backbone)
+        self.limits = devices.limits(list(parts.mesh.devices.flat))
+        self.copies = parts.mesh.size // parts.mesh.shape["tensor"]  # of the weights, while sampling
+
+    def programs(self) -> list[Program]:
+        """Everything that `evaluate` and `step` call, in this order, with the arguments to come."""
+        config = self.config
+        run = abstract.abstract_parts(self.parts, self._engine.settings)
+        evaluation = dataclasses.replace(run, rollout=self._evaluator.settings)
+        found = [Program("weights", self._to_sampling, (self.state.params,))]
+        found += ahead.rollout_programs(evaluation, self._evaluator, config.data.evaluation_batch, "evaluate")
+        found += ahead.rollout_programs(run, self._engine, assembly.groups_at_once(config), "sample")
+        for name, batch in ahead.train_batches(run, self._engine):
+            if config.grpo.updates_per_batch > 1:
+                found.append(Program(f"score {name}", self._scorer, (self.state.params, batch, self._banned)))
+                batch = batch.replace(old_log_probabilities=batch.log_probabilities)
+            found.append(Program(f"update {name}", self._update, (self.state, self._reference, batch, self._banned)))
+        return found
 
     def sampling_params(self) -> nnx.State:
         """The current policy in the sampling layout."""
@@ -85,13 +112,18 @@ class Trainer:
         start = number * self.config.data.prompts_per_step
         return [example for row in rows for example in self.parts.source.train(start + int(row), 1)]
 
+    def _prepare(self, number: int) -> list[Prompt]:
+        """This process's prompts of a step; the host's work alone."""
+        rows = self.parts.rows(self.config.data.prompts_per_step)
+        return encode_prompts(self.examples(number, rows.here), self.parts.encoder)
+
     def step(self, number: int) -> Step:
         """Rolls out the step's prompts with the current policy, rewards them, and updates the state."""
         config, seconds = self.config, {}
         started = time.perf_counter()
         rows = self.parts.rows(config.data.prompts_per_step)
         with distributed.together():
-            prompts = encode_prompts(self.examples(number, rows.here), self.parts.encoder)
+            prompts = self.prompts.take(number)
         seconds["preprocess"] = time.perf_counter() - started
 
         started = time.perf_counter()
@@ -107,9 +139,26 @@ class Trainer:
         seconds["reward"] = time.perf_counter() - started
 
         started = time.perf_counter()
-        metrics = self._update_on(self.train_batch(rollout, rewards))
+        batch = self.train_batch(rollout, rewards)
+        metrics = self._update_on(batch)
         seconds["update"] = time.perf_counter() - started
-        return Step(rows, rollout, rewards, metrics, seconds)
+        return Step(rows, rollout, rewards, metrics, seconds, self._passed(rollout, batch))
+
+    def _passed(self, rollout: Rollout, batch: TrainBatch) -> Passed:
+        """What the devices were given in a step."""
+        settings = self._engine.settings
+        groups, slots, length = batch.packing.places.shape
+        crops = math.prod(batch.crops.valid.shape[:2]) if batch.crops else 0
+        return Passed(
+            groups=groups,
+            prompt=rollout.prompt_batch.tokens.shape[1],
+            rollout=rollout.calls,
+            images=(groups * settings.prompt_images, rollout.prompt_batch.images.valid.shape[2]),
+            rows=groups * slots,
+            response=length,
+            packed=batch.packing.slots.size,
+            update_crops=(crops, settings.crop_patches),
+        )
 
     def train_batch(self, rollout: Rollout, rewards: Rewards) -> TrainBatch:
         """The rollout as the update takes it. A frozen tower's features are used again; else it encodes anew."""

@@ -24,7 +24,7 @@ from medvr_jax.models.features import image_features
 from medvr_jax.models.packing import Packing, pack, unpack
 from medvr_jax.models.partitioning import Layout, bind, constrain_parameters
 from medvr_jax.models.vision import ImageBatch
-from medvr_jax.rollout.engine import RolloutSettings
+from medvr_jax.rollout.settings import RolloutSettings
 from medvr_jax.training import losses
 from medvr_jax.training.state import TrainState
 
@@ -273,4 +273,4 @@ def make_scorer(
             found = jnp.swapaxes(parts, 0, 1).reshape(batch.sampled.shape)
         return jnp.pad(found, ((0, 0), (0, 0), (0, length - found.shape[2])))
 
-    return jax.jit(bind(layout, scorer))
+    return jax.jit(bind(layout, scorer), out_shardings=layout.sharding("groups"))

@@ -12,7 +12,8 @@ from flax import nnx
 
 from medvr_jax.inputs.batches import batch_prompts
 from medvr_jax.inputs.chat import Encoder, Prompt
-from medvr_jax.rollout.engine import RolloutEngine, RolloutSettings, cache_length
+from medvr_jax.rollout.engine import RolloutEngine
+from medvr_jax.rollout.settings import RolloutSettings
 from medvr_jax.rollout.state import DONE, RolloutState
 from medvr_jax.rollout.tools import ToolCall, ToolResult, ZoomIn, run_tool_call
 from medvr_jax.rollout.trajectories import TokenArrays, Turn
@@ -112,7 +113,7 @@ class FixedTurnEngine(RolloutEngine):
         fixed = (jax.random.key(0), device_batch.prompt_ids, np.int32(self.stop_at(0)))
 
         def program(state: RolloutState) -> RolloutState:
-            return self._decode(params, weights, cache, state, *fixed)
+            return self._decode(params, weights, cache, state, *fixed)[0]
 
         return Decoding(program, state, self._read)
 
@@ -138,10 +139,6 @@ class Decoding:
     def host(self, state: RolloutState) -> TokenArrays:
         """The sampled tokens."""
         return TokenArrays(**self.read({f.name: getattr(state, f.name) for f in dataclasses.fields(TokenArrays)}))
-
-    def cache_slots(self, state: RolloutState) -> int:
-        """Slots of the response cache at the end."""
-        return cache_length(state)
 
 
 def make_engine(

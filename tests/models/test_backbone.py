@@ -113,9 +113,11 @@ def part(response, starts: np.ndarray, width: int):
     )
 
 
-@pytest.mark.parametrize("with_weights", [False, True])
-def test_decode_and_extend_equal_score(pair, scored, with_weights):
+@pytest.mark.parametrize(("with_weights", "scanned"), [(False, False), (True, False), (True, True)])
+def test_decode_and_extend_equal_score(pair, scored, with_weights, scanned, monkeypatch):
     """Rows of different lengths, alternately one token and several, with a rewind and a copied row in between."""
+    if scanned:
+        monkeypatch.setattr(backbone_module, "SCAN_FROM", 1)
     group, prompt, response, hidden = scored
     model, ends = pair.model, lengths(group)
     B, M, T = response.tokens.shape

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from medvr_jax import assembly
-from medvr_jax.planning import abstract, costs
+from medvr_jax.planning import costs
 from medvr_jax.planning.programs import step_programs
-from medvr_jax.rollout import engine as engine_module
-from medvr_jax.training import update
+from medvr_jax.rollout import settings as settings_module
+from medvr_jax.training import abstract, update
 from medvr_jax.training.trainer import Trainer
 from tests.tiny_run import small_config
 
@@ -23,10 +23,15 @@ def step(request) -> tuple[Any, dict[str, tuple]]:
     # A plan is for the largest sizes, so these are all that the step gets.
     patch = pytest.MonkeyPatch()
     patch.setattr(update, "FILLS", (1.0,))
-    patch.setattr(engine_module, "CROP_COUNTS", 1)
+    patch.setattr(settings_module, "CROP_COUNTS", 1)
     request.addfinalizer(patch.undo)
     config = small_config(
-        "full", mesh__fsdp=2, grpo__updates_per_batch=2, model__freeze_vision_tower=request.param, steps=1
+        "full",
+        prompt__sizes=1,
+        mesh__fsdp=2,
+        grpo__updates_per_batch=2,
+        model__freeze_vision_tower=request.param,
+        steps=1,
     )
     parts = assembly.assemble(config, jax.devices()[:4])
     trainer = Trainer(parts)

@@ -12,7 +12,9 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from medvr_jax import assembly
-from medvr_jax.inputs.chat import encode_prompts
+from medvr_jax.inputs.chat import encode_observation, encode_prompts
+from medvr_jax.inputs.images import load_image
+from medvr_jax.rollout import settings as settings_module
 from medvr_jax.rollout.parts import PartedRollout
 from medvr_jax.rollout.state import DECISION_FIELDS
 from medvr_jax.rollout.trajectories import Rollout
@@ -242,3 +244,31 @@ def test_a_trajectory_without_room_for_its_observation_ends_before_it() -> None:
     called = [t for group in rollout.trajectories for t in group if any(turn.call_box for turn in t.turns)]
     assert called and all(t.ended == "truncated" and not t.zooms for t in called)
     assert not (rollout.host.tokens == parts.backbone.image_token_id).any()
+
+
+def test_growing_caches_change_nothing(rolled: tuple[Any, Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From 14 slots over 28 and 56 to 112, with forks and crops on the way."""
+    monkeypatch.setattr(settings_module, "SHORTEST_CACHE", 14)
+    _, grown = roll()
+    lengths = [slots for _, _, slots in grown.calls.decode]
+    assert lengths == sorted(lengths) and {14, 28, 56, 112} <= set(lengths)
+    same_tokens(rolled[1], grown)
+
+
+def test_a_crop_is_encoded_once_for_its_group(rolled: tuple[Any, Rollout]) -> None:
+    """However many trajectories ask for it; and each sees the crop of its own box."""
+    parts, rollout = rolled
+    repeated = 0
+    for b, group in enumerate(rollout.trajectories):
+        boxes = [zoom.original for trajectory in group for zoom in trajectory.zooms]
+        assert sum(crop is not None for crop in rollout.crops[b]) == len(set(boxes))
+        repeated += len(boxes) - len(set(boxes))
+        image = load_image(rollout.prompts[b].example.images[0])
+        for m, trajectory in enumerate(group):
+            index = np.asarray(rollout.feature_index[b, m])
+            places = list(dict.fromkeys((index[index >= 0] // rollout.crop_features.shape[2]).tolist()))
+            assert len(places) == len(trajectory.zooms)
+            for place, zoom in zip(places, trajectory.zooms, strict=True):
+                again = encode_observation(parts.encoder, 0, crop=image.crop(zoom.original)).image
+                np.testing.assert_array_equal(rollout.crops[b][place].patches, again.patches)
+    assert repeated > 0

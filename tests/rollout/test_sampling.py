@@ -9,7 +9,7 @@ import pytest
 
 from medvr_jax.rollout import sampling
 
-V = 37
+SIZES = (37, 48, 640)  # in blocks of 1, 16 and 128 ids
 
 
 def reference(logits: np.ndarray, banned: np.ndarray, temperature: float) -> np.ndarray:
@@ -19,8 +19,9 @@ def reference(logits: np.ndarray, banned: np.ndarray, temperature: float) -> np.
     return weights / weights.sum(-1, keepdims=True)
 
 
-@pytest.fixture
-def case() -> tuple[np.ndarray, np.ndarray]:
+@pytest.fixture(params=SIZES)
+def case(request: pytest.FixtureRequest) -> tuple[np.ndarray, np.ndarray]:
+    V = request.param
     rng = np.random.default_rng(0)
     banned = np.zeros(V, bool)
     banned[[0, 5, V - 1, V - 2]] = True
@@ -45,8 +46,11 @@ def test_draws_follow_the_distribution(case: tuple[np.ndarray, np.ndarray]) -> N
     logits = logits[0, 0]
     count = 200_000
     uniform = jax.random.uniform(jax.random.key(3), (count,))
-    log_p = jnp.broadcast_to(sampling.policy_log_probabilities(logits, banned, 1.0), (count, V))
-    drawn = np.bincount(np.asarray(sampling.draw(log_p, uniform)), minlength=V)
+    V = len(logits)
+    drawn = np.zeros(V, np.int64)
+    draw = jax.jit(lambda uniform: sampling.sample(jnp.broadcast_to(logits, (len(uniform), V)), banned, 1.0, uniform))
+    for part in jnp.split(uniform, 10):
+        drawn += np.bincount(np.asarray(draw(part)[0]), minlength=V)
     p = reference(logits, banned, 1.0)
     assert drawn[banned].sum() == 0
     # Pearson's statistic has mean (bins - 1) and variance 2 (bins - 1).
@@ -56,7 +60,8 @@ def test_draws_follow_the_distribution(case: tuple[np.ndarray, np.ndarray]) -> N
 
 
 @pytest.mark.parametrize("value", [0.0, np.nextafter(np.float32(1), np.float32(0))])
-def test_extreme_uniforms_never_pick_a_banned_id(value: float) -> None:
+@pytest.mark.parametrize("V", SIZES)
+def test_extreme_uniforms_never_pick_a_banned_id(value: float, V: int) -> None:
     rng = np.random.default_rng(2)
     logits = rng.normal(size=(500, V)).astype(np.float32) * 8
     banned = rng.random(V) < 0.5

@@ -11,7 +11,7 @@ from medvr_jax.datasets.example import Example
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.boxes import ZoomBox
 from medvr_jax.inputs.chat import Prompt
-from medvr_jax.rollout.trajectories import Rollout, TokenArrays, Trajectory, Turn
+from medvr_jax.rollout.trajectories import Calls, Rollout, TokenArrays, Trajectory, Turn
 from medvr_jax.training.records import rollout_metrics, trajectory_facts
 from medvr_jax.training.rewarding import reward_rollout
 from medvr_jax.training.trainer import refuse_broken
@@ -44,7 +44,7 @@ def made_rollout() -> Rollout:
         crop_features=(),
         crops=(),
         seconds={},
-        decode_steps=0,
+        calls=Calls(),
     )
 
 

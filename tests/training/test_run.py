@@ -22,13 +22,18 @@ from medvr_jax.training.checkpoints import Checkpoints
 from medvr_jax.training.loop import train
 from medvr_jax.training.trainer import Trainer, make_train_state
 from tests.tiny_run import SMALL, small_config
+from tests.training.test_profiling import events
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUN = {"steps": 4, "checkpoint_every": 2, "evaluate_every": 2, "report.rollouts_every": 1}
 KEYS = """step eval/accuracy eval/hit_rate eval/mean_iou reward/total reward/accuracy reward/format reward/tool
 rollout/tool_rate rollout/valid_call_rate rollout/forks_asked rollout/forks_granted train/loss train/kl train/entropy
-train/grad_norm train/sampler_drift train/zero_spread_groups compilations""".split()
-OF_THE_PROCESS = ("compilations", "resumed")
+train/grad_norm train/sampler_drift train/zero_spread_groups compilations compilations_from_cache time/compile
+speed/sampled_tokens_per_second speed/trained_tokens_per_second speed/model_flops_rollout speed/model_flops_update
+speed/utilisation_rollout speed/utilisation_update speed/decode_bandwidth_share padding/prompt padding/response
+padding/crops memory/peak_process_gib time/preprocess time/vision time/prefill time/decode time/tool time/extend
+time/reward time/update time/reshard time/checkpoint time/evaluate""".split()
+OF_THE_PROCESS = ("time/", "speed/", "memory/", "compilations", "resumed")
 
 
 def command(workdir: Path) -> list[str]:
@@ -71,8 +76,7 @@ def test_killed_and_resumed_equals_uninterrupted(runs: tuple[Path, Path]) -> Non
 
     def stable(workdir: Path) -> list[dict[str, Any]]:
         return [
-            {name: value for name, value in row.items() if not name.startswith("time/") and name not in OF_THE_PROCESS}
-            for row in rows(workdir)
+            {name: value for name, value in row.items() if not name.startswith(OF_THE_PROCESS)} for row in rows(workdir)
         ]
 
     assert stable(whole) == stable(killed)
@@ -172,10 +176,12 @@ def test_the_other_modes_work_on_the_run(runs: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("variant", ["text", "zoom", "evr", "cca"])
 def test_every_variant_runs(variant: str, tmp_path: Path) -> None:
     """Two steps each on eight devices; what distinguishes the variants shows in the figures."""
-    config = small_config(
-        variant, steps=2, data__prompts_per_step=8, mesh__host_devices=8, export_at_end=False, rollout__trajectories=4
-    )
+    sizes = {"data__prompts_per_step": 8, "mesh__host_devices": 8, "rollout__trajectories": 4}
+    config = small_config(variant, steps=2, export_at_end=False, report__profile_steps="1", **sizes)
     train(config, tmp_path)
+    assert [folder.name for folder in (tmp_path / "profile").iterdir()] == ["step_000001"]
+    for names in events(tmp_path / "profile/step_000001"):
+        assert "while" in " ".join(names)  # the sampling loop is among them
     row = rows(tmp_path)[1]
     assert np.isfinite(row["train/loss"]) and row["train/sampler_drift"] < 1e-4
     zooms = variant != "text"

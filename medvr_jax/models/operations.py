@@ -47,36 +47,74 @@ def _part(path: tuple[Any, ...]) -> str | None:
     return "decoder" if "layers" in names else None
 
 
-def vision_forward(sizes: Matrices, config: BackboneConfig, patches: int) -> float:
-    """One image of S = `patches` through the tower."""
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a forward pass has to do, in the counts that its operations are linear in.
+
+    Attributes:
+        tokens: fed through the decoder's layers.
+        pairs: of a query and a key that it meets, in one layer.
+        logits: tokens whose logits over the vocabulary are made.
+        patches: fed through the vision tower.
+        patch_pairs: of a patch and one that it meets, all of the tower's blocks together.
+    """
+
+    tokens: float = 0.0
+    pairs: float = 0.0
+    logits: float = 0.0
+    patches: float = 0.0
+    patch_pairs: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(x + y for x, y in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+
+    def times(self, count: float) -> Work:
+        """As much `count` times."""
+        return Work(*(count * x for x in dataclasses.astuple(self)))
+
+
+def forward(sizes: Matrices, config: BackboneConfig, work: Work) -> float:
+    """Operations of a forward pass."""
+    text, vision = config.text, config.vision
+    products = (
+        sizes.decoder * work.tokens
+        + sizes.head * work.logits
+        + sizes.vision * work.patches
+        + sizes.merger * work.patches / vision.merge_unit
+    )
+    attention = text.num_layers * text.num_heads * text.head_width * work.pairs + vision.hidden_size * work.patch_pairs
+    return 2.0 * products + 4.0 * attention
+
+
+def padded_image(config: BackboneConfig, patches: int) -> Work:
+    """An image in a bucket of S = `patches`: every block meets all of its slots."""
     vision = config.vision
     full = len(vision.full_attention_blocks)
     slots = 0
     if full < vision.depth:
         slots = vision_geometry.window_blocks(patches, vision) * vision.window_patches
-    attention = full * patches * patches + (vision.depth - full) * slots * vision.window_patches
-    merged = patches // vision.merge_unit
-    return 2.0 * (sizes.vision * patches + sizes.merger * merged) + 4.0 * vision.hidden_size * attention
+    pairs = full * patches * patches + (vision.depth - full) * slots * vision.window_patches
+    return Work(patches=patches, patch_pairs=pairs)
+
+
+def vision_forward(sizes: Matrices, config: BackboneConfig, patches: int) -> float:
+    """One image of S = `patches` through the tower."""
+    return forward(sizes, config, padded_image(config, patches))
 
 
 def prompt_forward(sizes: Matrices, config: BackboneConfig, tokens: int) -> float:
     """One prompt of P = `tokens` through the decoder's layers, without the head."""
-    return 2.0 * sizes.decoder * tokens + _attention(config, tokens, tokens)
+    return forward(sizes, config, Work(tokens=tokens, pairs=tokens * tokens))
 
 
 def response_forward(sizes: Matrices, config: BackboneConfig, tokens: int, keys: int) -> float:
     """`tokens` of trajectories through the decoder's layers, each against `keys` slots, without the head."""
-    return 2.0 * sizes.decoder * tokens + _attention(config, tokens, keys)
+    return forward(sizes, config, Work(tokens=tokens, pairs=tokens * keys))
 
 
 def head_forward(sizes: Matrices, tokens: int) -> float:
     """Logits of `tokens`."""
     return 2.0 * sizes.head * tokens
-
-
-def _attention(config: BackboneConfig, tokens: int, keys: int) -> float:
-    text = config.text
-    return 4.0 * text.num_layers * text.num_heads * text.head_width * tokens * keys
 
 
 def passes(remat: str) -> int:

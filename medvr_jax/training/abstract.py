@@ -11,26 +11,35 @@ import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from medvr_jax import assembly
+from medvr_jax import assembly, programs
 from medvr_jax.inputs.batches import PromptBatch
 from medvr_jax.models import vision_geometry
 from medvr_jax.models.attention_backend import XLA
-from medvr_jax.models.backbone import Backbone, ResponseCache, SamplingWeights, with_settings
+from medvr_jax.models.backbone import (
+    Backbone,
+    PromptCache,
+    PromptInputs,
+    ResponseCache,
+    SamplingWeights,
+    with_settings,
+)
 from medvr_jax.models.config import BackboneConfig, VisionConfig
 from medvr_jax.models.packing import Packing
 from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.vision import ImageBatch
-from medvr_jax.rollout.engine import RolloutSettings, crop_feature_sharding
 from medvr_jax.rollout.loop import VocabularyTables
+from medvr_jax.rollout.programs import crop_feature_sharding, prompt_cache_shardings, state_shardings
+from medvr_jax.rollout.settings import RolloutSettings
 from medvr_jax.rollout.state import RolloutState
 from medvr_jax.rollout.turns import Serving
 from medvr_jax.training import sharding
 from medvr_jax.training.state import TrainState, optimizer_shardings, split_frozen
+from medvr_jax.training.update import TrainBatch, UpdateSize
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstractRun:
-    """What `training.trainer.Trainer` holds, without contents.
+    """What `trainer.Trainer` holds, without contents.
 
     Attributes:
         config: the run's configuration.
@@ -38,6 +47,7 @@ class AbstractRun:
         mesh: of the described devices; an abstract one where nothing is going to be compiled.
         graphdef: structure of the backbone.
         params: `jax.ShapeDtypeStruct`s of the parameters in the master dtype, laid out for training.
+        rollout: shapes and rules of the rollouts in question, training's or the evaluation's.
     """
 
     config: Any
@@ -45,6 +55,7 @@ class AbstractRun:
     mesh: Mesh | AbstractMesh
     graphdef: nnx.GraphDef
     params: nnx.State
+    rollout: RolloutSettings
 
     @property
     def training_layout(self) -> Layout:
@@ -55,11 +66,6 @@ class AbstractRun:
     def sampling_layout(self) -> Layout:
         """Where the weights and caches of a rollout live."""
         return sharding.make_layout(sharding.SAMPLING, self.mesh, self.backbone)
-
-    @property
-    def rollout(self) -> RolloutSettings:
-        """Shapes and rules of training's rollouts."""
-        return assembly.training_rollout(self.config, self.backbone)
 
 
 def abstract_run(config: Any, backbone: BackboneConfig, mesh: Mesh | AbstractMesh) -> AbstractRun:
@@ -75,7 +81,14 @@ def abstract_run(config: Any, backbone: BackboneConfig, mesh: Mesh | AbstractMes
     graphdef = with_settings(graphdef, params, attention=attention, images_at_once=config.model.images_at_once)
     layout = sharding.make_layout(sharding.TRAINING, mesh, backbone)
     params = laid_out(params, sharding.parameter_shardings(params, layout))
-    return AbstractRun(config, backbone, mesh, graphdef, params)
+    return AbstractRun(config, backbone, mesh, graphdef, params, assembly.training_rollout(config, backbone))
+
+
+def abstract_parts(parts: assembly.Parts, rollout: RolloutSettings) -> AbstractRun:
+    """A run whose parts have been read."""
+    return AbstractRun(
+        parts.config, parts.backbone, parts.mesh, parts.graphdef, programs.abstract(parts.params), rollout
+    )
 
 
 def laid_out(tree: Any, layout: Any) -> Any:
@@ -151,10 +164,9 @@ def prompt_batch(run: AbstractRun, groups: int) -> PromptBatch:
     return laid_out(batch, sharding.by_group(run.mesh))
 
 
-def serving(run: AbstractRun, groups: int) -> Serving:
-    """What the host hands back after a turn, split by group."""
-    settings = run.rollout
-    slots, E = settings.trajectories, settings.observation_length
+def serving(run: AbstractRun, groups: int, tokens: int) -> Serving:
+    """What the host hands back after a turn, E = `tokens`, split by group."""
+    slots, E = run.rollout.trajectories, tokens
 
     def whole(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((groups, slots, *shape), jnp.int32)
@@ -206,9 +218,8 @@ def crop_features(run: AbstractRun, groups: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, run.config.model.compute_dtype, sharding=place)
 
 
-def grown(run: AbstractRun, state: RolloutState) -> RolloutState:
-    """The state with its longest cache."""
-    length = run.rollout.cache_lengths[-1]
+def grown(state: RolloutState, length: int) -> RolloutState:
+    """The state with a cache of this length."""
 
     def longer(x: jax.ShapeDtypeStruct, axis: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*x.shape[:axis], length, *x.shape[axis + 1 :]), x.dtype, sharding=x.sharding)
@@ -217,12 +228,67 @@ def grown(run: AbstractRun, state: RolloutState) -> RolloutState:
     return state.replace(cache=ResponseCache(keys, tuple(longer(x, 3) for x in state.cache.values)))
 
 
-def packing(groups: int, slots: int, length: int, *, forks: bool) -> Packing:
-    """Of rows none of which shares a token with another: the most tokens that there can be."""
-    whole = jax.ShapeDtypeStruct((groups, slots, length), jnp.int32)
+def prefilled(
+    run: AbstractRun, prefill: Any, params: nnx.State, prompts: PromptBatch
+) -> tuple[PromptInputs, PromptCache, RolloutState]:
+    """What the program `prefill` returns, laid out as it does."""
+    shapes = jax.eval_shape(prefill, params, prompts, features(run, prompts.tokens.shape[0]))
+    layout = run.sampling_layout
+    layouts = (sharding.by_group(run.mesh), prompt_cache_shardings(layout), state_shardings(layout))
+    inputs, cache, state = (
+        laid_out(tree, jax.tree.broadcast(where, tree)) for tree, where in zip(shapes, layouts, strict=True)
+    )
+    return inputs, cache, state
+
+
+def of_all_parts(tree: Any, groups: int) -> Any:
+    """Abstract arrays of one part of a rollout as they are for all groups."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((groups, *x.shape[1:]), x.dtype, sharding=x.sharding), tree)
+
+
+def train_batch(
+    run: AbstractRun,
+    prompt: PromptInputs,
+    trajectories: tuple[jax.ShapeDtypeStruct, ...],
+    crop_features: jax.ShapeDtypeStruct,
+    size: UpdateSize,
+) -> TrainBatch:
+    """As `trainer.Trainer.train_batch` makes it from a rollout's tokens, positions and feature indices, which fit into
+    this size."""
+    settings, vision = run.rollout, run.backbone.vision
+    tokens, positions, feature_index = trajectories
+    groups, slots, length = tokens.shape
+    frozen = run.config.model.freeze_vision_tower
+    pictures = crops = None
+    if not frozen:
+        pictures = images((groups, settings.prompt_images), settings.prompt_patches, vision)
+        crops = images((groups, size.crops), settings.crop_patches, vision)
+    arrays = {
+        "packing": packing(groups, slots, size, forks=settings.evr is not None),
+        "sampled": jax.ShapeDtypeStruct((groups, slots, length), jnp.bool_),
+        "log_probabilities": jax.ShapeDtypeStruct((groups, slots, length), jnp.float32),
+        "advantages": jax.ShapeDtypeStruct((groups, slots), jnp.float32),
+        "counted": jax.ShapeDtypeStruct((groups,), jnp.bool_),
+        "images": pictures,
+        "crops": crops,
+    }
+    return TrainBatch(
+        prompt=prompt,
+        tokens=tokens,
+        positions=positions,
+        feature_index=feature_index,
+        crop_features=crop_features if frozen else None,
+        old_log_probabilities=None,
+        **laid_out(arrays, sharding.by_group(run.mesh)),
+    )
+
+
+def packing(groups: int, slots: int, size: UpdateSize, *, forks: bool) -> Packing:
+    """Of rows of T = `size.length` slots with N = `size.tokens` distinct tokens."""
+    whole = jax.ShapeDtypeStruct((groups, slots, size.length), jnp.int32)
     flags = jax.ShapeDtypeStruct(whole.shape, jnp.bool_)
     return Packing(
-        slots=jax.ShapeDtypeStruct((groups, slots * length), jnp.int32),
+        slots=jax.ShapeDtypeStruct((groups, size.tokens), jnp.int32),
         places=whole,
         own=flags,
         owner=jax.ShapeDtypeStruct((groups, slots), jnp.int32) if forks else None,

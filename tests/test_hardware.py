@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from medvr_jax.errors import UserError
-from medvr_jax.planning.hardware import CHIPS, parse_topology
+from medvr_jax.hardware import CHIPS, parse_topology
 
 
 @pytest.mark.parametrize(

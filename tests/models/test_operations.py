@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from medvr_jax.models import operations
 from medvr_jax.models.backbone import Backbone, PromptInputs, ResponseInputs
 from medvr_jax.models.config import BackboneConfig
 from medvr_jax.models.packing import pack_all
-from medvr_jax.planning import abstract, operations
 from medvr_jax.planning.architectures import ARCHITECTURES, published
+from medvr_jax.training import abstract
 
 B, P, T, S = 2, 96, 128, 256
 

@@ -1,0 +1,84 @@
+"""Shapes and rules of a rollout, and the short lists of sizes that follow from them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from medvr_jax.inputs.buckets import halvings
+from medvr_jax.rollout.evr import EvrSettings
+
+SHORTEST_CACHE, CACHE_LENGTHS, CROP_COUNTS = 128, 4, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSettings:
+    """Shapes and rules of a rollout; see `configs/base.py`, sections prompt, rollout and evr."""
+
+    trajectories: int
+    temperature: float
+    max_turns: int
+    response_length: int
+    observation_length: int
+    prompt_bucket: int
+    prompt_images: int
+    prompt_patches: int
+    crop_patches: int
+    smallest_crop: int
+    merge_unit: int
+    tools: bool
+    evr: EvrSettings | None
+    surveyed_prompts: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def prompt_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(tokens, patches of an image) that batches of prompts are padded to, ascending: what a survey of the data
+        found, and the most that is allowed."""
+        largest = (self.prompt_bucket, self.prompt_patches)
+        return self.surveyed_prompts if self.surveyed_prompts[-1:] == (largest,) else (*self.surveyed_prompts, largest)
+
+    def of_prompts(self, tokens: int, patches: int) -> RolloutSettings:
+        """The settings with prompts of this size alone."""
+        return dataclasses.replace(self, prompt_bucket=tokens, prompt_patches=patches, surveyed_prompts=())
+
+    @property
+    def tool_turns(self) -> int:
+        """Z: turns after which a crop may come back."""
+        return self.max_turns - 1 if self.tools else 0
+
+    @property
+    def crop_slots(self) -> int:
+        """C: crops that a group may see, all turns together."""
+        return self.tool_turns * self.trajectories
+
+    @property
+    def crop_features(self) -> int:
+        """F: rows of features for each crop."""
+        return self.crop_patches // self.merge_unit
+
+    @property
+    def cache_lengths(self) -> tuple[int, ...]:
+        """Slots of the response cache, which grows from one of these to the next."""
+        return halvings(self.response_length, smallest=SHORTEST_CACHE, steps=CACHE_LENGTHS)
+
+    @property
+    def crop_counts(self) -> tuple[int, ...]:
+        """New crops per group that are encoded in one call."""
+        return halvings(self.trajectories, smallest=2, steps=CROP_COUNTS)
+
+    @property
+    def observation_sizes(self) -> tuple[tuple[int, int], ...]:
+        """(patches of a crop, tokens of an observation) of one call: the largest, and crops of a quarter of it."""
+        small = -(-self.crop_patches // (4 * self.merge_unit)) * self.merge_unit
+        largest = (self.crop_patches, self.observation_length)
+        tokens = self.observation_length - (self.crop_patches - small) // self.merge_unit
+        return (largest,) if small < self.smallest_crop or tokens < 1 else ((small, tokens), largest)
+
+    @property
+    def base_slots(self) -> int:
+        """Trajectories that start at once: half of M when there are forks, else all."""
+        return self.trajectories // 2 if self.evr else self.trajectories
+
+    @property
+    def decision_records(self) -> int:
+        """Q: room for every base trajectory's decision in each turn and each pass."""
+        return self.base_slots * (self.max_turns + self.evr.max_passes) if self.evr else 0

@@ -1,0 +1,68 @@
+"""Nothing is compiled after warm-up, whatever sizes the images, the crops, the answers and the groups of a run have."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from medvr_jax import assembly, programs
+from medvr_jax.datasets.synthetic import SyntheticTask
+from medvr_jax.rollout import settings as settings_module
+from medvr_jax.training import update
+from medvr_jax.training.trainer import Trainer
+from tests.tiny_run import small_config
+
+STEPS, SIDES = 50, (56, 84, 112, 140, 224, 448)
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Any:
+    """The synthetic questions on images of many sizes, up to four times as many pixels as the smallest prompt has."""
+    config = small_config()
+    task, rng, rows = SyntheticTask(**dict(config.data.synthetic)), np.random.default_rng(0), []
+    for index in range(40):
+        example = task.example("train", index)
+        size = tuple(int(side) for side in rng.choice(SIDES, 2))
+        Image.open(io.BytesIO(example.images[0])).resize(size).save(tmp_path / f"{index}.png")
+        row = {"image": f"{index}.png", "question": example.question, "answer": example.answer}
+        rows.append(json.dumps(row | {"options": list(example.options)}))
+    (tmp_path / "all.jsonl").write_text("\n".join(rows))
+    return small_config(
+        data__name="jsonl", data__train_file=tmp_path / "all.jsonl", data__test_file=tmp_path / "all.jsonl",
+        data__image_folder=tmp_path, data__prompts_per_step=2, rollout__trajectories=4, steps=STEPS,
+        prompt__min_pixels=56 * 56, rollout__crop_min_pixels=28 * 28, grpo__kl_weight=0.0,
+    )  # fmt: skip
+
+
+def test_fifty_steps_compile_nothing(mixed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two lengths of caches, two sizes of crops, two numbers of crops and four sizes of the update."""
+    monkeypatch.setattr(settings_module, "SHORTEST_CACHE", 50)
+    monkeypatch.setattr(settings_module, "CROP_COUNTS", 2)
+    monkeypatch.setattr(update, "FILLS", (0.75, 1.0))
+    trainer = Trainer(assembly.assemble(mixed, jax.devices()[:1]))
+    ready = [program for program in trainer.programs() if not program.name.startswith("evaluate")]
+    assert len({program.name for program in ready}) == len(ready)
+    programs.warm_up(ready)
+    warm = programs.compilations().count
+    patches, crops, caches, updates = set(), set(), set(), set()
+    for step in range(STEPS):
+        outcome = trainer.step(step)
+        if step == 0:
+            settled = programs.compilations().count
+            assert settled - warm <= 3  # what only the host calls: the rewards of a step, the key
+        patches |= {len(image.patches) for prompt in outcome.rollout.prompts for image in prompt.images}
+        crops |= set(outcome.rollout.calls.crops)
+        caches |= {slots for _, _, slots in outcome.rollout.calls.decode}
+        updates.add((outcome.passed.response, outcome.passed.packed))
+    trainer.prompts.close()
+    assert programs.compilations().count == settled
+    # The run has seen different shapes indeed.
+    found = patches, crops, caches, updates
+    assert len(patches) > 4 and all(len(shapes) > 1 for shapes in found[1:]), found
