@@ -3,10 +3,12 @@
 A step reads every weight of the decoder and the head once, and the keys and values of prompt and responses; and it
 multiplies each of them by a few rows. Both rates are measured here, with jax, on the device that runs the step:
 
-- bandwidth: a = b + c over arrays that no cache holds, three transfers an element, the best of several rounds;
+- bandwidth: a += b over arrays of 256 MB (2 GB on a GPU), three transfers an element, or a product of one row with such
+  a matrix, whichever is faster, the best of several rounds;
 - products: a chain of `[rows, n] @ [n, n]`, float32 (or the model's dtype), the best of several rounds; once over so
-  many matrices that together they are as large as the model's weights ("streamed": each is read from where the model's
-  weights are read from), once over a single one that stays in the cache ("cached").
+  many matrices that together they are as large as the model's weights, or over one wide matrix of that size, whichever
+  is faster ("streamed": they are read from where the model's weights are read from), once over a single one that stays
+  in the cache ("cached").
 
 The bound of a step is the larger of bytes / bandwidth and operations / rate. With the streamed rate it is what the step
 would take if all its work ran as fast as plain products over weights of this size do; with the cached rate it is a
@@ -66,14 +68,28 @@ def measure_rates(weight_bytes: int, rows: int, dtype: str, repeats: int = 7) ->
     """The rates for models with so many bytes of weights and so many rows in a step."""
     size = jnp.dtype(dtype).itemsize
     on_cpu = jax.devices()[0].platform == "cpu"
-    count = (2**28 if on_cpu else 2**31) // 4
-    arrays = [jnp.ones(count, jnp.float32) for _ in range(2)]
-    add = jax.jit(jnp.add)
-    seconds = measure.best_of(lambda: add(*arrays).block_until_ready(), repeats)
-    bandwidth = 3 * 4 * count / seconds
+    bandwidth = _bandwidth(2**28 if on_cpu else 2**31, repeats)
     matrices = max(2, round(weight_bytes / (SIDE * SIDE * size)))
-    streamed = _product_rate(matrices, matrices, rows, dtype, repeats)
+    streamed = max(
+        _product_rate(matrices, matrices, rows, dtype, repeats), _wide_product_rate(matrices, rows, dtype, repeats)
+    )
     return Rates(bandwidth, streamed, _product_rate(1, max(matrices, 16), rows, dtype, repeats))
+
+
+def _bandwidth(size: int, repeats: int) -> float:
+    """Bytes a second over arrays of `size` bytes: the faster of adding one to another in place (three transfers an
+    element) and of multiplying a matrix by a single row (one transfer)."""
+    side = int((size // 4) ** 0.5)
+    weight, row = jnp.ones((side, side), jnp.float32), jnp.ones((1, side), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    read = measure.best_of(lambda: product(row, weight).block_until_ready(), repeats)
+    add = jax.jit(jnp.add, donate_argnums=0)
+    sums = [jnp.ones((side, side), jnp.float32)]
+
+    def add_in_place() -> None:
+        sums[0] = add(sums[0], weight).block_until_ready()
+
+    return max(weight.nbytes / read, 3 * weight.nbytes / measure.best_of(add_in_place, repeats))
 
 
 def _product_rate(matrices: int, products: int, rows: int, dtype: str, repeats: int) -> float:
@@ -93,6 +109,16 @@ def _product_rate(matrices: int, products: int, rows: int, dtype: str, repeats: 
     x = jnp.ones((rows, side), dtype)
     seconds = measure.best_of(lambda: chain(x, weights).block_until_ready(), repeats)
     return 2 * rows * side * side * products / seconds
+
+
+def _wide_product_rate(matrices: int, rows: int, dtype: str, repeats: int) -> float:
+    """The same of one product with a matrix as large as all of those together, of the shape of a head."""
+    width, columns = SIDE // 2, 2 * SIDE * matrices
+    weight = jax.random.normal(jax.random.key(0), (width, columns), dtype)
+    x = jnp.ones((rows, width), dtype)
+    product = jax.jit(jnp.matmul)
+    seconds = measure.best_of(lambda: product(x, weight).block_until_ready(), repeats)
+    return 2 * rows * width * columns / seconds
 
 
 def weights_read(text: TextConfig) -> int:

@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 import shapely  # noqa: E402
 
 from medvr_jax.rewards.consensus import tool_reward  # noqa: E402
-from tests.benchmarks import measure, tables  # noqa: E402
+from tests.benchmarks import measure, models, tables  # noqa: E402
 
 TRAJECTORIES, BOXES = 16, 6
 DEFAULTS = {
@@ -192,6 +192,7 @@ def main() -> None:
     parser = tables.parser(__doc__)
     parser.add_argument("--groups", type=int, default=256)
     arguments = parser.parse_args()
+    models.prepare_process(arguments.keep_memory)
     run(arguments.groups, arguments.runs, arguments.output)
 
 

@@ -169,13 +169,13 @@ def run(
 
 def main() -> None:
     """Reads the command line."""
-    models.prepare_process()
     parser = tables.parser(__doc__)
     parser.add_argument("--model", default="small,130m,wide_vocabulary", help=f"of {', '.join(models.NAMES)}")
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--prompt_tokens", type=int, default=1001)
     parser.add_argument("--static", action=argparse.BooleanOptionalAction, default=True)
     arguments = parser.parse_args()
+    models.prepare_process(arguments.keep_memory)
     run(
         arguments.model.split(","), arguments.runs, arguments.steps, arguments.prompt_tokens, arguments.output,
         arguments.static,

@@ -180,12 +180,12 @@ def make_encoder(folder: Path, *, prompt_side: int, crop_side: int, system: str 
     )
 
 
-def prepare_process() -> None:
+def prepare_process(keep_memory: bool = False) -> None:
     """Memory settings of a benchmark's process, for both sides; call before the first use of jax.
 
-    On a GPU jax takes memory as it needs it. Under Linux malloc keeps its memory, as in `launch/quickstart.sh`: glibc
-    reads these settings at its start, so the script is started again with them.
+    On a GPU jax takes memory as it needs it. With `keep_memory`, malloc keeps its memory, as under
+    `launch/quickstart.sh`: glibc reads these settings at its start, so the script is started again with them.
     """
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    if sys.platform == "linux" and not MALLOC.keys() <= os.environ.keys():
+    if keep_memory and not MALLOC.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], MALLOC | os.environ)

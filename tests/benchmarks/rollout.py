@@ -218,13 +218,13 @@ def observation_tokens(encoder: Encoder, crop_side: int) -> int:
 
 def main() -> None:
     """Reads the command line."""
-    models.prepare_process()
     parser = tables.parser(__doc__)
     parser.add_argument("--model", default="tiny,small", help=f"of {', '.join(models.NAMES)}")
     parser.add_argument("--prompt_tokens", type=int, default=1001, help="P + 1")
     parser.add_argument("--trajectories", type=int, default=16, help="M")
     parser.add_argument("--sampled", type=int, default=64, help="tokens of each turn")
     arguments = parser.parse_args()
+    models.prepare_process(arguments.keep_memory)
     run(
         arguments.model.split(","), arguments.runs, arguments.output, slots=arguments.trajectories,
         prompt_tokens=arguments.prompt_tokens, sampled=arguments.sampled,

@@ -26,18 +26,17 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.benchmarks import measure, tables  # noqa: E402
-from tests.benchmarks.models import MALLOC, REPOSITORY  # noqa: E402
+from tests.benchmarks import measure, models, tables  # noqa: E402
 
 
 def first_update(config: str, cache: Path, workdir: Path, limit: float, overrides: tuple[str, ...]) -> dict[str, Any]:
     """The first row of a run's metrics, with the seconds since its command as `seconds`; the run is ended then."""
-    environment = os.environ | MALLOC | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
     command = [sys.executable, "-m", "medvr_jax.main", f"--config={config}", f"--workdir={workdir}", *overrides]
     log = workdir.with_suffix(".log")
     began = time.perf_counter()
     with open(log, "w", encoding="utf-8") as stream:
-        process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=stream, stderr=stream)
+        process = subprocess.Popen(command, cwd=models.REPOSITORY, env=environment, stdout=stream, stderr=stream)
         try:
             while time.perf_counter() - began < limit:
                 row = _first_row(workdir / "metrics.jsonl")
@@ -107,6 +106,7 @@ def main() -> None:
     parser.add_argument("--config", default="configs/tiny_cpu.py")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds after which a run has failed")
     arguments = parser.parse_args()
+    models.prepare_process(arguments.keep_memory)  # the runs inherit its settings
     run(arguments.config, arguments.runs, arguments.output, arguments.limit)
 
 

@@ -22,6 +22,7 @@ def parser(description: str, runs: int = 5) -> argparse.ArgumentParser:
     """The arguments that every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--runs", type=int, default=runs, help="paired runs that count")
+    made.add_argument("--keep_memory", action="store_true", help="with the malloc settings of launch/quickstart.sh")
     made.add_argument("--output", default=None, help="folder for the JSON file; none is written without it")
     return made
 

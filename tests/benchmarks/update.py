@@ -178,7 +178,6 @@ def run(
 
 def main() -> None:
     """Reads the command line."""
-    models.prepare_process()
     parser = tables.parser(__doc__)
     parser.add_argument("--model", default="small", choices=models.NAMES)
     parser.add_argument("--prompt", default="text", choices=("text", "image"))
@@ -188,6 +187,7 @@ def main() -> None:
     parser.add_argument("--image_side", type=int, default=728, help="pixels of the image as the model sees it")
     parser.add_argument("--no_autocast", action="store_true", help="leave the peer's bfloat16 column out")
     arguments = parser.parse_args()
+    models.prepare_process(arguments.keep_memory)
     run(
         arguments.model, arguments.runs, prompt=arguments.prompt, slots=arguments.trajectories,
         prompt_tokens=arguments.prompt_tokens, response=arguments.response, observation=80,
