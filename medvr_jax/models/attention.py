@@ -3,8 +3,6 @@
 One function per use, behind which stand the back ends of `attention_backend.py`; XLA is the reference. There: two
 parts, two softmaxes merged by their maxima and sums, so the prompt's keys are never repeated for the M trajectories
 and no score array changes its layout. Head-major caches with the batch axes first, which XLA multiplies without copies.
-More than one token per trajectory is done one trajectory at a time (of all groups, so that B stays free to be
-sharded), the scores recomputed in the backward pass: they stay in the processor's cache and never exist for all M.
 
 - `group_attention` (score): splash in one kernel over P + M*T tokens; fused for the prompt, XLA for its responses.
 - `prompt_attention` (prefill), `full_attention` (whole rows of images): splash, or fused where `attention_fused.fits`.
@@ -21,9 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from medvr_jax.models import attention_fused as fused
+from medvr_jax.models import attention_xla as xla
 from medvr_jax.models.attention_backend import XLA, AttentionBackend, over_devices
-
-MASKED = -1e30  # finite, so that a row without any visible key gives zeros and not NaN
 
 
 def group_attention(
@@ -71,16 +68,7 @@ def prompt_attention(
     if kernel is not None:
         arrays, heads = (queries, keys, values, valid), queries.shape[2]
         return over_devices(kernel, arrays, (2, 1, 1, None), (2,), heads=heads)[0]
-    B, P, N, H = queries.shape
-    K = keys.shape[1]
-    grouped = queries.reshape(B, P, K, N // K, H).transpose(0, 2, 3, 1, 4).reshape(B, K, -1, H)  # [B, K, G*P, H]
-    slots = jnp.arange(P)
-    visible = (slots[:, None] >= slots[None, :]) & valid[:, None, :]  # [B, P, P]
-    scores = _scores(grouped, keys).reshape(B, K, N // K, P, P)
-    scores = jnp.where(visible[:, None, None], scores, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype).reshape(B, K, -1, P)
-    mixed = (weights @ values).reshape(B, K, N // K, P, H)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(B, P, N, H)
+    return xla.prompt_attention(queries, keys, values, valid)
 
 
 def response_attention(
@@ -97,16 +85,8 @@ def response_attention(
     queries [B, M, E, N, H]; prompt_keys [B, K, H, P]; prompt_values [B, K, P, H]; prompt_valid [B, P];
     keys [B, M, K, H, T]; values [B, M, K, T, H]; query_slots [B, M, E]. Returns [B, M, E, N, H].
     """
-    if queries.shape[2] == 1 or queries.shape[1] == 1:
-        return _attend(queries, prompt_keys, prompt_values, prompt_valid, keys, values, query_slots)
-
-    def one_trajectory(own: tuple[jax.Array, ...]) -> jax.Array:
-        queries, keys, values, query_slots = (x[:, None] for x in own)
-        return _attend(queries, prompt_keys, prompt_values, prompt_valid, keys, values, query_slots)[:, 0]
-
-    by_trajectory = tuple(jnp.moveaxis(x, 1, 0) for x in (queries, keys, values, query_slots))
-    mixed = jax.lax.map(jax.checkpoint(one_trajectory, prevent_cse=False), by_trajectory)
-    return jnp.moveaxis(mixed, 0, 1)
+    attend = xla.token_attention if queries.shape[2] == 1 else xla.response_attention
+    return attend(queries, prompt_keys, prompt_values, prompt_valid, keys, values, query_slots)
 
 
 def full_attention(
@@ -126,7 +106,8 @@ def full_attention(
 def masked_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> jax.Array:
     """queries, keys, values [A, C, N, H], visible [A, C or 1, C] → [A, C, N, H], in XLA."""
     q, k, v = queries.transpose(0, 2, 1, 3), keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
-    scores = jnp.where(visible[:, None], _scores(q, k), MASKED)
+    scores = jnp.matmul(xla.scaled(q), k, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible[:, None], scores, xla.MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.matmul(weights, v).transpose(0, 2, 1, 3)
 
@@ -146,57 +127,3 @@ def _splash() -> ModuleType:
     from medvr_jax.models import attention_splash
 
     return attention_splash
-
-
-def _attend(
-    queries: jax.Array,
-    prompt_keys: jax.Array,
-    prompt_values: jax.Array,
-    prompt_valid: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    query_slots: jax.Array,
-) -> jax.Array:
-    """`response_attention` for all M at once."""
-    B, M, E, N, H = queries.shape
-    K, T = prompt_keys.shape[1], keys.shape[4]
-    G = N // K
-    grouped = queries.reshape(B, M, E, K, G, H)
-
-    shared = grouped.transpose(0, 3, 1, 4, 2, 5).reshape(B, K, M * G * E, H)
-    scores = _scores(shared, prompt_keys)
-    scores = jnp.where(prompt_valid[:, None, None], scores, MASKED)
-    prompt_part = [
-        x.reshape(B, K, M, G, E, -1).transpose(0, 2, 1, 3, 4, 5) for x in _partial_softmax(scores, prompt_values)
-    ]  # each [B, M, K, G, E, H or 1]
-
-    own = grouped.transpose(0, 1, 3, 4, 2, 5).reshape(B, M, K, G * E, H)
-    visible = jnp.arange(T) <= query_slots[..., None]  # [B, M, E, T]
-    scores = _scores(own, keys).reshape(B, M, K, G, E, T)
-    scores = jnp.where(visible[:, :, None, None], scores, MASKED).reshape(B, M, K, G * E, T)
-    own_part = [x.reshape(B, M, K, G, E, -1) for x in _partial_softmax(scores, values)]
-
-    mixed = _merge(prompt_part, own_part)
-    return mixed.transpose(0, 1, 4, 2, 3, 5).reshape(B, M, E, N, H).astype(queries.dtype)
-
-
-def _scores(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    """[..., X, H] against keys [..., H, Y]: float32 [..., X, Y]."""
-    scale = queries.shape[-1] ** -0.5
-    return jnp.matmul(queries * jnp.asarray(scale, queries.dtype), keys, preferred_element_type=jnp.float32)
-
-
-def _partial_softmax(scores: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of scores [..., X, Y] and values [..., Y, H]: mixed values (not yet divided), sum and maximum, float32."""
-    highest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - highest)
-    mixed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return mixed, jnp.sum(weights, axis=-1, keepdims=True), highest
-
-
-def _merge(first: list[jax.Array], second: list[jax.Array]) -> jax.Array:
-    """One softmax over the keys of both parts."""
-    highest = jnp.maximum(first[2], second[2])
-    scale_first, scale_second = jnp.exp(first[2] - highest), jnp.exp(second[2] - highest)
-    total = first[1] * scale_first + second[1] * scale_second
-    return (first[0] * scale_first + second[0] * scale_second) / total

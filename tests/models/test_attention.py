@@ -208,7 +208,7 @@ def test_backbone_with_each_back_end(pair):
         shown = group.prompt_images.valid.reshape(*features.shape[:2], -1).any(axis=-1)
         keys = model.prefill(prompt).keys[-1]
         pairs = (shown[..., None], features), (prompt.valid[:, None, None], keys)
-        pairs += ((real[..., None], model.score(prompt, response)),)
+        pairs += ((real[..., None], cases.score.__wrapped__(graphdef, params, prompt, response)),)
         return tuple(jnp.where(where, x, 0.0) for where, x in pairs)
 
     expected, *found = (
