@@ -14,6 +14,7 @@ from PIL import Image
 
 from medvr_jax import assembly, programs
 from medvr_jax.datasets.synthetic import SyntheticTask
+from medvr_jax.inputs import survey
 from medvr_jax.rollout import settings as settings_module
 from medvr_jax.training import update
 from medvr_jax.training.trainer import Trainer
@@ -43,6 +44,7 @@ def mixed(tmp_path: Path) -> Any:
 
 def test_fifty_steps_compile_nothing(mixed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two lengths of caches, and two sizes of prompts, two of crops and two numbers of these."""
+    monkeypatch.setattr(survey, "STEP", 2)
     monkeypatch.setattr(settings_module, "SHORTEST_CACHE", 50)
     monkeypatch.setattr(settings_module, "CROP_COUNTS", 2)
     monkeypatch.setattr(update, "FILLS", (1.0,))
