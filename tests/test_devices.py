@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from medvr_jax import devices
+from medvr_jax import devices, programs
 from medvr_jax.hardware import CHIPS, GIB, chip_of_kind
 
 
@@ -35,26 +34,21 @@ def test_published_limits() -> None:
 def test_a_cpu_is_measured_once() -> None:
     """Of the right size, the same for any number of devices of one process, twice as much for two processes."""
     found = devices.limits(jax.devices())
-    assert 1e9 < found.peak < 1e14 and 1e8 < found.bandwidth < 2e12
-    assert found.peak > found.bandwidth  # operations on an operand in cache are cheaper than a byte of memory
-    began = time.perf_counter()
+    assert 1e8 < found.peak < 1e14 and 1e7 < found.bandwidth < 2e12
+    before = programs.compilations()
     assert devices.limits(jax.devices()[:1]) == found
-    assert time.perf_counter() - began < 0.01
+    assert programs.compilations() == before
     both = devices.limits([described("cpu", process=0), described("cpu", process=1)])
     assert both == (2 * found.peak, 2 * found.bandwidth)
 
 
-def test_a_products_speed_is_the_peak() -> None:
-    """Another product of the same engine does not pass the peak by far, nor stay far below it."""
-    x = jnp.ones((768, 768))
-    run = jax.jit(jnp.matmul)
-    run(x, x).block_until_ready()
-    spent = []
-    for _ in range(10):
-        began = time.perf_counter()
-        run(x, x).block_until_ready()
-        spent.append(time.perf_counter() - began)
-    assert 0.1 < 2 * 768**3 / min(spent) / devices.measured_cpu().peak < 4
+def test_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock on which everything takes 50 ms: a product of 1024 x 1024 matrices, and 128 MiB read."""
+    ticks = itertools.count()
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: 0.05 * next(ticks))
+    found = devices.measured_cpu.__wrapped__()
+    assert found.peak == pytest.approx(2 * 1024**3 / 0.05)
+    assert found.bandwidth == pytest.approx(2**27 / 0.05)
 
 
 def test_peak_memory() -> None:

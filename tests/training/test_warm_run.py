@@ -14,6 +14,7 @@ from PIL import Image
 
 from medvr_jax import assembly, programs
 from medvr_jax.datasets.synthetic import SyntheticTask
+from medvr_jax.inputs import survey
 from medvr_jax.rollout import settings as settings_module
 from medvr_jax.training import update
 from medvr_jax.training.trainer import Trainer
@@ -37,21 +38,22 @@ def mixed(tmp_path: Path) -> Any:
     return small_config(
         data__name="jsonl", data__train_file=tmp_path / "all.jsonl", data__test_file=tmp_path / "all.jsonl",
         data__image_folder=tmp_path, data__prompts_per_step=2, rollout__trajectories=4, steps=STEPS,
-        prompt__min_pixels=56 * 56, rollout__crop_min_pixels=28 * 28, grpo__kl_weight=0.0,
+        prompt__min_pixels=56 * 56, prompt__sizes=3, rollout__crop_min_pixels=28 * 28, grpo__kl_weight=0.0,
     )  # fmt: skip
 
 
 def test_fifty_steps_compile_nothing(mixed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two lengths of caches, two sizes of crops, two numbers of crops and four sizes of the update."""
+    """With two lengths of caches, and two sizes of prompts, two of crops and two numbers of these."""
+    monkeypatch.setattr(survey, "STEP", 2)
     monkeypatch.setattr(settings_module, "SHORTEST_CACHE", 50)
     monkeypatch.setattr(settings_module, "CROP_COUNTS", 2)
-    monkeypatch.setattr(update, "FILLS", (0.75, 1.0))
+    monkeypatch.setattr(update, "FILLS", (1.0,))
     trainer = Trainer(assembly.assemble(mixed, jax.devices()[:1]))
     ready = [program for program in trainer.programs() if not program.name.startswith("evaluate")]
     assert len({program.name for program in ready}) == len(ready)
     programs.warm_up(ready)
     warm = programs.compilations().count
-    patches, crops, caches, updates = set(), set(), set(), set()
+    patches, prompts, crops, caches = set(), set(), set(), set()
     for step in range(STEPS):
         outcome = trainer.step(step)
         if step == 0:
@@ -60,9 +62,9 @@ def test_fifty_steps_compile_nothing(mixed: Any, monkeypatch: pytest.MonkeyPatch
         patches |= {len(image.patches) for prompt in outcome.rollout.prompts for image in prompt.images}
         crops |= set(outcome.rollout.calls.crops)
         caches |= {slots for _, _, slots in outcome.rollout.calls.decode}
-        updates.add((outcome.passed.response, outcome.passed.packed))
+        prompts.add((outcome.passed.prompt, outcome.passed.images))
     trainer.prompts.close()
     assert programs.compilations().count == settled
     # The run has seen different shapes indeed.
-    found = patches, crops, caches, updates
+    found = patches, prompts, crops, caches
     assert len(patches) > 4 and all(len(shapes) > 1 for shapes in found[1:]), found
