@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from medvr_jax.models.packing import pack_rows
 from tests.models import cases
 from tests.models.test_backbone import part, three_turn_group
 
@@ -54,16 +55,25 @@ def test_nothing_moves_between_devices_but_the_gradient(pair, spread):
     def decode(params, prompt_cache, cache, new, starts, counts):
         return jax.lax.fori_loop(0, 3, lambda _, c: extend(params, prompt_cache, c, new, starts, counts)[1], cache)
 
-    def total(params, prompt, response):
-        return jnp.sum(merged(params).score(prompt, response) ** 2)
+    def score(params, prompt, response, packing):
+        return merged(params).score(prompt, response, packing)
+
+    def total(params, prompt, response, packing):
+        return jnp.sum(score(params, prompt, response, packing) ** 2)
+
+    # The last row of each group is a fork of the first.
+    fork = np.where(np.arange(M) == M - 1, 3, -1) + np.zeros((B, 1), int)
+    parent = np.where(fork >= 0, 0, -1)
+    packing = pack_rows(np.full((B, M), T), parent, fork, np.ones((B, M, T), bool), M * T)
+    packing = jax.device_put(packing, over_groups)
 
     several, one = (jax.device_put(part(response, starts, n), over_groups) for n in (5, 1))
     assert not collectives(lambda p, x: merged(p).encode_images(x), params, images)
     assert not collectives(lambda p, x: merged(p).prefill(x), params, prompt)
     assert not collectives(extend, params, prompt_cache, cache, several, starts, counts)
     assert not collectives(decode, params, prompt_cache, cache, one, starts, counts)
-    assert not collectives(lambda p, x, y: merged(p).score(x, y), params, prompt, response)
-    assert set(collectives(jax.grad(total), params, prompt, response)) == {"all-reduce"}
+    assert not collectives(score, params, prompt, response, packing)
+    assert set(collectives(jax.grad(total), params, prompt, response, packing)) == {"all-reduce"}
 
     hidden, cache = jax.jit(extend)(params, prompt_cache, cache, several, starts, counts)
     assert cache.keys[0].sharding.spec[0] == "data" and hidden.sharding.spec[0] == "data"
@@ -73,7 +83,7 @@ def test_two_devices_give_what_one_gives(pair, spread):
     params, prompt, response, _, _ = spread
 
     def score(params, prompt, response):
-        return nnx.merge(pair.graphdef, params).score(prompt, response)
+        return cases.score.__wrapped__(pair.graphdef, params, prompt, response)
 
     both = np.asarray(jax.jit(score)(params, prompt, response))
     one = jax.device_put((params, prompt, response), jax.devices()[0])
