@@ -68,7 +68,7 @@ def prompt_attention(
     if kernel is not None:
         arrays, heads = (queries, keys, values, valid), queries.shape[2]
         return over_devices(kernel, arrays, (2, 1, 1, None), (2,), heads=heads)[0]
-    return xla.prompt_attention(queries, keys, values, valid)
+    return xla.self_attention(queries, keys, values, valid, True)
 
 
 def response_attention(
@@ -100,7 +100,8 @@ def full_attention(
     if kernel is not None:
         arrays, heads = (queries, keys, values, valid), queries.shape[2]
         return over_devices(kernel, arrays, (2, 2, 2, None), (2,), heads=heads)[0]
-    return masked_attention(queries, keys, values, valid[:, None, :])
+    keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
+    return xla.self_attention(queries, keys, values, valid, False)
 
 
 def masked_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array) -> jax.Array:

@@ -1,9 +1,10 @@
 """The reference back end: attention in plain XLA operations, with its gradient written out.
 
 Scores never outlive the block of queries that they belong to: the backward pass makes them again out of each query's
-log-sum-exp, and needs of the softmax only `sum(gradient * output)` per query. Queries of the prompt go in blocks, each
-against the keys up to its end; those of responses one trajectory at a time (of all groups, so that B stays free to be
-sharded), their two softmaxes, over the prompt and over their own slots, merged by maxima and sums.
+log-sum-exp, and needs of the softmax only `sum(gradient * output)` per query. Queries of prompts and images go in
+blocks, those of a prompt against the keys up to their end; those of responses one trajectory at a time (of all groups,
+so that B stays free to be sharded), their two softmaxes, over the prompt and over their own slots, merged by maxima and
+sums.
 
 Inside, queries are [B, K, G*X, H] with the G heads of a key/value head in front of the X tokens.
 """
@@ -19,46 +20,49 @@ MASKED = -1e30  # finite, so that a row without any visible key gives zeros and 
 QUERY_BLOCK = 256
 
 
-# --------------------------------------------------------------------------------------------------------- the prompt
+# ------------------------------------------------------------------------------------------- tokens among themselves
 
 
-@jax.custom_vjp
-def prompt_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array) -> jax.Array:
-    """Causal self-attention: queries [B, P, N, H]; keys [B, K, H, P]; values [B, K, P, H]; valid [B, P]."""
-    return _prompt_forward(queries, keys, values, valid)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def self_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array, causal: bool) -> jax.Array:
+    """Of each token to all valid ones, or to those up to it: the prompt's, or those of a row of images.
+
+    queries [B, P, N, H]; keys [B, K, H, P]; values [B, K, P, H]; valid [B, P]. Returns [B, P, N, H].
+    """
+    return _self_forward(queries, keys, values, valid, causal)[0]
 
 
-def _prompt_forward(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array
+def _self_forward(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array, causal: bool
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    G = queries.shape[2] // keys.shape[1]
+    K = keys.shape[1]
     outs, sums = [], []
     for start, end in _blocks(queries.shape[1]):
-        q = _head_major(queries[:, start:end], keys.shape[1])
-        scores = _scores(q, keys[..., :end], _causal(valid, start, end, G))
-        mixed, total, highest = _partial_softmax(scores, values[:, :, :end])
+        seen, visible = _seen(valid, start, end, queries.shape[2] // K, causal)
+        scores = _scores(_head_major(queries[:, start:end], K), keys[..., :seen], visible)
+        mixed, total, highest = _partial_softmax(scores, values[:, :, :seen])
         outs.append(_token_major((mixed / total).astype(queries.dtype), end - start))
         sums.append(highest + jnp.log(total))
     out = jnp.concatenate(outs, axis=1)
     return out, (queries, keys, values, valid, out, *sums)
 
 
-def _prompt_backward(saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array | None, ...]:
+def _self_backward(causal: bool, saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array | None, ...]:
     queries, keys, values, valid, out, *sums = saved
     K = keys.shape[1]
-    G = queries.shape[2] // K
     d_queries, d_keys, d_values = [], jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
     for (start, end), log_sum in zip(_blocks(queries.shape[1]), sums, strict=True):
         q, o, d = (_head_major(x[:, start:end], K) for x in (queries, out, gradient))
-        visible = _causal(valid, start, end, G)
-        dq, dk, dv = _part_backward(q, keys[..., :end], values[:, :, :end], visible, log_sum, _row_sums(o, d), d)
+        seen, visible = _seen(valid, start, end, queries.shape[2] // K, causal)
+        part = (q, keys[..., :seen], values[:, :, :seen], visible, log_sum, _row_sums(o, d), d)
+        dq, dk, dv = _part_backward(*part)
         d_queries.append(_token_major(dq.astype(queries.dtype), end - start))
-        d_keys = d_keys.at[..., :end].add(dk)
-        d_values = d_values.at[:, :, :end].add(dv)
+        d_keys = d_keys.at[..., :seen].add(dk)
+        d_values = d_values.at[:, :, :seen].add(dv)
     return jnp.concatenate(d_queries, axis=1), d_keys.astype(keys.dtype), d_values.astype(values.dtype), None
 
 
-prompt_attention.defvjp(_prompt_forward, _prompt_backward)
+self_attention.defvjp(_self_forward, _self_backward)
 
 
 def _blocks(tokens: int) -> list[tuple[int, int]]:
@@ -66,10 +70,12 @@ def _blocks(tokens: int) -> list[tuple[int, int]]:
     return [(start, min(start + QUERY_BLOCK, tokens)) for start in range(0, tokens, QUERY_BLOCK)]
 
 
-def _causal(valid: jax.Array, start: int, end: int, G: int) -> jax.Array:
-    """[B, 1, G*X, Y]: which of the first `end` tokens the queries from `start` to `end` see."""
+def _seen(valid: jax.Array, start: int, end: int, G: int, causal: bool) -> tuple[int, jax.Array]:
+    """How many of the first tokens the queries from `start` to `end` may see, and which: [B, 1, G*X or 1, Y]."""
+    if not causal:
+        return valid.shape[1], valid[:, None, None]
     earlier = jnp.arange(start, end)[:, None] >= jnp.arange(end)
-    return jnp.tile((earlier & valid[:, None, :end])[:, None], (1, 1, G, 1))
+    return end, jnp.tile((earlier & valid[:, None, :end])[:, None], (1, 1, G, 1))
 
 
 # ------------------------------------------------------------------------------------------------------- the responses
