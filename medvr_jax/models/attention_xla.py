@@ -2,9 +2,9 @@
 
 Scores never outlive the block of queries that they belong to: the backward pass makes them again out of each query's
 log-sum-exp, and needs of the softmax only `sum(gradient * output)` per query. Queries of prompts and images go in
-blocks, those of a prompt against the keys up to their end; those of responses one trajectory at a time (of all groups,
-so that B stays free to be sharded), their two softmaxes, over the prompt and over their own slots, merged by maxima and
-sums.
+blocks, those of a prompt unrolled, each against the keys up to its end, those of images in a loop, whose scores stay in
+the same memory; those of responses one trajectory at a time (of all groups, so that B stays free to be sharded), their
+two softmaxes, over the prompt and over their own slots, merged by maxima and sums.
 
 Inside, queries are [B, K, G*X, H] with the G heads of a key/value head in front of the X tokens.
 """
@@ -35,31 +35,42 @@ def self_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, valid
 def _self_forward(
     queries: jax.Array, keys: jax.Array, values: jax.Array, valid: jax.Array, causal: bool
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    K = keys.shape[1]
-    outs, sums = [], []
-    for start, end in _blocks(queries.shape[1]):
-        seen, visible = _seen(valid, start, end, queries.shape[2] // K, causal)
-        scores = _scores(_head_major(queries[:, start:end], K), keys[..., :seen], visible)
-        mixed, total, highest = _partial_softmax(scores, values[:, :, :seen])
-        outs.append(_token_major((mixed / total).astype(queries.dtype), end - start))
-        sums.append(highest + jnp.log(total))
-    out = jnp.concatenate(outs, axis=1)
-    return out, (queries, keys, values, valid, out, *sums)
+    if causal:
+        blocks = [
+            _block_forward(queries[:, start:end], keys[..., :end], values[:, :, :end], _up_to_own(valid, start, end))
+            for start, end in _blocks(queries.shape[1])
+        ]
+        out, log_sum = (jnp.concatenate(parts, axis=1) for parts in zip(*blocks, strict=True))
+    else:
+        everyone = valid[:, None, None]
+        blocks = jax.lax.map(lambda q: _block_forward(q, keys, values, everyone), _cut(queries))
+        out, log_sum = (_join(x, queries.shape[1]) for x in blocks)
+    return out, (queries, keys, values, valid, out, log_sum)
 
 
 def _self_backward(causal: bool, saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array | None, ...]:
-    queries, keys, values, valid, out, *sums = saved
-    K = keys.shape[1]
-    d_queries, d_keys, d_values = [], jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
-    for (start, end), log_sum in zip(_blocks(queries.shape[1]), sums, strict=True):
-        q, o, d = (_head_major(x[:, start:end], K) for x in (queries, out, gradient))
-        seen, visible = _seen(valid, start, end, queries.shape[2] // K, causal)
-        part = (q, keys[..., :seen], values[:, :, :seen], visible, log_sum, _row_sums(o, d), d)
-        dq, dk, dv = _part_backward(*part)
-        d_queries.append(_token_major(dq.astype(queries.dtype), end - start))
-        d_keys = d_keys.at[..., :seen].add(dk)
-        d_values = d_values.at[:, :, :seen].add(dv)
-    return jnp.concatenate(d_queries, axis=1), d_keys.astype(keys.dtype), d_values.astype(values.dtype), None
+    queries, keys, values, valid, out, log_sum = saved
+    by_query = (queries, out, log_sum, gradient)
+    d_keys, d_values = jnp.zeros(keys.shape, jnp.float32), jnp.zeros(values.shape, jnp.float32)
+    if causal:
+        d_queries = []
+        for start, end in _blocks(queries.shape[1]):
+            block, visible = (x[:, start:end] for x in by_query), _up_to_own(valid, start, end)
+            dq, dk, dv = _block_backward(*block, keys[..., :end], values[:, :, :end], visible)
+            d_queries.append(dq)
+            d_keys, d_values = d_keys.at[..., :end].add(dk), d_values.at[:, :, :end].add(dv)
+        d_queries = jnp.concatenate(d_queries, axis=1)
+    else:
+        everyone = valid[:, None, None]
+
+        def one_block(totals: tuple[jax.Array, jax.Array], block: tuple[jax.Array, ...]) -> tuple[tuple, jax.Array]:
+            dq, dk, dv = _block_backward(*block, keys, values, everyone)
+            return (totals[0] + dk, totals[1] + dv), dq
+
+        blocks = tuple(_cut(x) for x in by_query)
+        (d_keys, d_values), d_queries = jax.lax.scan(one_block, (d_keys, d_values), blocks)
+        d_queries = _join(d_queries, queries.shape[1])
+    return d_queries, d_keys.astype(keys.dtype), d_values.astype(values.dtype), None
 
 
 self_attention.defvjp(_self_forward, _self_backward)
@@ -70,12 +81,58 @@ def _blocks(tokens: int) -> list[tuple[int, int]]:
     return [(start, min(start + QUERY_BLOCK, tokens)) for start in range(0, tokens, QUERY_BLOCK)]
 
 
-def _seen(valid: jax.Array, start: int, end: int, G: int, causal: bool) -> tuple[int, jax.Array]:
-    """How many of the first tokens the queries from `start` to `end` may see, and which: [B, 1, G*X or 1, Y]."""
-    if not causal:
-        return valid.shape[1], valid[:, None, None]
+def _up_to_own(valid: jax.Array, start: int, end: int) -> jax.Array:
+    """Which of the first `end` tokens those from `start` on may see: [B, 1, X, end]."""
     earlier = jnp.arange(start, end)[:, None] >= jnp.arange(end)
-    return end, jnp.tile((earlier & valid[:, None, :end])[:, None], (1, 1, G, 1))
+    return (earlier & valid[:, None, :end])[:, None]
+
+
+def _cut(x: jax.Array) -> jax.Array:
+    """[B, C, N, …] -> blocks [Z, B, X, N, …] of the same size, zeros behind the last token."""
+    B, C, *rest = x.shape
+    count = -(-C // QUERY_BLOCK)
+    size = -(-C // count)
+    x = jnp.pad(x, [(0, 0), (0, count * size - C), *[(0, 0)] * len(rest)])
+    return jnp.moveaxis(x.reshape(B, count, size, *rest), 1, 0)
+
+
+def _join(blocks: jax.Array, tokens: int) -> jax.Array:
+    """The inverse of `_cut`: [Z, B, X, N, …] -> [B, C = tokens, N, …]."""
+    x = jnp.moveaxis(blocks, 0, 1)
+    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :tokens]
+
+
+def _block_forward(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, visible: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Queries [B, X, N, H] to the keys [B, K, H, Y] that are `visible` [B, 1, X or 1, Y]: the output, and the
+    log-sum-exp of each query's scores [B, X, N, 1]."""
+    X, K = queries.shape[1], keys.shape[1]
+    scores = _scores(_head_major(queries, K), keys, _for_heads(visible, queries.shape[2] // K))
+    mixed, total, highest = _partial_softmax(scores, values)
+    return _token_major((mixed / total).astype(queries.dtype), X), _token_major(highest + jnp.log(total), X)
+
+
+def _block_backward(
+    queries: jax.Array,
+    out: jax.Array,
+    log_sum: jax.Array,
+    gradient: jax.Array,
+    keys: jax.Array,
+    values: jax.Array,
+    visible: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Gradients of `_block_forward`'s queries, and, in float32, keys and values."""
+    X, K = queries.shape[1], keys.shape[1]
+    q, o, log_sum, d = (_head_major(x, K) for x in (queries, out, log_sum, gradient))
+    visible = _for_heads(visible, queries.shape[2] // K)
+    dq, dk, dv = _part_backward(q, keys, values, visible, log_sum, _row_sums(o, d), d)
+    return _token_major(dq.astype(queries.dtype), X), dk, dv
+
+
+def _for_heads(visible: jax.Array, G: int) -> jax.Array:
+    """[B, 1, X or 1, Y] for the G heads in front of the tokens: [B, 1, G*X or 1, Y]."""
+    return visible if visible.shape[2] == 1 else jnp.tile(visible, (1, 1, G, 1))
 
 
 # ------------------------------------------------------------------------------------------------------- the responses
@@ -189,7 +246,7 @@ def scaled(queries: jax.Array) -> jax.Array:
 def _scores(queries: jax.Array, keys: jax.Array, visible: jax.Array) -> jax.Array:
     """[..., X, H] against keys [..., H, Y], `visible` [..., X or 1, Y]: float32 [..., X, Y]."""
     scores = jnp.matmul(scaled(queries), keys, preferred_element_type=jnp.float32)
-    return jnp.where(visible, scores, MASKED)
+    return scores + jnp.where(visible, 0.0, MASKED)  # the sum costs a CPU less than choosing
 
 
 Part = tuple[jax.Array, jax.Array, jax.Array]

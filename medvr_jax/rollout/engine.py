@@ -77,6 +77,7 @@ class RolloutEngine:
             size: tokens and patches to pad to; the smallest of the settings' sizes that holds all prompts by default.
         """
         settings, programs, clock = self.settings, self.programs, PhaseClock()
+        server = self.turn_server(prompts)
         tokens, patches = size or self.prompt_size(prompts)
         with distributed.together():
             batch = batch_prompts(prompts, tokens, settings.prompt_images, patches, self.config.vision)
@@ -88,7 +89,6 @@ class RolloutEngine:
         prompt_inputs, cache, state = jax.block_until_ready(programs.prefill(params, device_batch, features))
         clock.lap("prefill")
 
-        server = self.turn_server(prompts)
         crops, placed, calls = programs.no_crops(features), 0, Calls()
         groups, rows = state.length.shape[0], state.length.size
         for turn in range(settings.tool_turns + 1):

@@ -94,7 +94,9 @@ class TurnServer:
         self._turns: list[list[list[Turn]]] = [[[] for _ in range(slots)] for _ in prompts]
         self._ended = [["truncated"] * slots for _ in prompts]
         self._turn_start = np.ones((len(prompts), slots), np.int64)
-        self._originals: dict[int, Image.Image] = {}
+        # Images leave the interpreter's lock: originals are decoded while the device is busy with the first turn.
+        self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+        self._originals = [self._threads.submit(load_image, p.example.images[0]) for p in prompts] if tools else []
         self._observations: dict[tuple[int, Hashable], Observation] = {}
         self._places: dict[tuple[int, Hashable], int] = {}
         self._crops: list[list[PreparedImage | None]] = [[] for _ in prompts]
@@ -160,18 +162,14 @@ class TurnServer:
             self._turn_start[b, m] = one.end + count
 
     def _prepare(self, waiting: Sequence[WaitingRow]) -> None:
-        """The observations, from position 0, of results that their group has not seen; on threads, as images leave
-        the interpreter's lock."""
+        """The observations, from position 0, of results that their group has not seen."""
         new = {(one.group, _key(one.result)): one.result for one in waiting}
         new = {key: result for key, result in new.items() if key not in self._observations}
-        if not new:
-            return
 
         def prepared(result: ToolResult) -> Observation:
             return encode_observation(self._encoder, 0, crop=result.image, error=result.error or "")
 
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-            self._observations |= dict(zip(new, pool.map(prepared, new.values()), strict=True))
+        self._observations |= dict(zip(new, self._threads.map(prepared, new.values()), strict=True))
 
     def _place(self, group: int, key: Hashable, image: PreparedImage) -> int:
         """Where the crop stands among the group's, newly or since an earlier row or turn."""
@@ -224,9 +222,7 @@ class TurnServer:
 
     def _original(self, group: int) -> Image.Image:
         """The group's first image in full, decoded once per rollout."""
-        if group not in self._originals:
-            self._originals[group] = load_image(self._prompts[group].example.images[0])
-        return self._originals[group]
+        return self._originals[group].result()
 
 
 def _key(result: ToolResult) -> Hashable:
