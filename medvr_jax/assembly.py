@@ -146,10 +146,7 @@ def survey_prompts(parts: Parts, *, training: bool) -> tuple[tuple[int, int], ..
         batches = [needed(source.train(step * data.prompts_per_step, data.prompts_per_step)) for step in steps]
         tested = source.test(size if source.alike else data.test_examples)
         batches += [needed(tested[start : start + size]) for start in range(0, len(tested), size)]
-    sizes = prompt_sizes(np.array(batches), largest, count=prompt.sizes, merge_unit=parts.encoder.merge_size**2)
-    without = sizes[:-1]
-    # The most that is allowed is compiled ahead only where it is needed.
-    return without if without and (np.max(batches, axis=0) <= without[-1]).all() else sizes
+    return prompt_sizes(np.array(batches), largest, count=prompt.sizes, merge_unit=parts.encoder.merge_size**2)
 
 
 def _check_observation_fits(encoder: Encoder, rollout: Any) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-AnswerKind = Literal["choice", "yes_no", "open"]
+AnswerKind = Literal["choice", "yes_no", "closed", "open"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -14,8 +14,10 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class Example:
     """A question, its images and its answer.
 
-    Images stay encoded bytes or paths until they are used. `answer` is a letter for choices and text otherwise. `boxes`
-    are the true regions, normalised (x1, y1, x2, y2): for audits only, never for training.
+    Images stay encoded bytes or paths until they are used. `answer` is a letter for choices and text otherwise: yes or
+    no, one of few fixed answers (`closed`), or anything. `boxes` are the true regions, normalised (x1, y1, x2, y2): for
+    audits only, never for training. `dataset` is the short name of a published set; modality, question_type and
+    language are what tables are broken down by.
     """
 
     id: str
@@ -26,6 +28,9 @@ class Example:
     answer_kind: AnswerKind
     modality: str = ""
     boxes: tuple[tuple[float, float, float, float], ...] = ()
+    dataset: str = ""
+    question_type: str = ""
+    language: str = "en"
 
     def question_text(self) -> str:
         """The question with its options, one per line: "A. …"."""

@@ -128,11 +128,11 @@ def encode_prompt(example: Example, encoder: Encoder) -> Prompt:
     images = tuple(
         prepare_image(
             encoder.processor,
-            load_image(source, name=_image_name(example, i)),
+            load_image(source, name=image_name(example, i)),
             max_pixels=encoder.prompt_max_pixels,
             min_pixels=encoder.prompt_min_pixels,
             max_patches=encoder.prompt_patches,
-            name=_image_name(example, i),
+            name=image_name(example, i),
         )
         for i, source in enumerate(example.images)
     )
@@ -203,6 +203,7 @@ def _place(
     return ids.astype(np.int32), positions, next_position, feature_index
 
 
-def _image_name(example: Example, index: int) -> str:
+def image_name(example: Example, index: int) -> str:
+    """What messages call an example's image."""
     source = example.images[index]
     return f"example {example.id}, image {index + 1}" if isinstance(source, bytes) else str(source)

@@ -5,10 +5,11 @@ Resizing, normalisation and the patch order are those of transformers' PIL image
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -45,16 +46,22 @@ def load_processor(folder: str | Path) -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil.from_pretrained(str(folder))
 
 
-def load_image(source: bytes | str | Path, name: str | None = None) -> Image.Image:
-    """Any readable image as RGB. `name` is what an error calls it when `source` is bytes."""
-    shown = name or ("image bytes" if isinstance(source, bytes) else str(source))
+@contextlib.contextmanager
+def open_image(source: bytes | str | Path, name: str) -> Iterator[Image.Image]:
+    """An image of which nothing is read but its header; UserError, with its `name`, if it or more of it cannot be."""
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            image.load()
-            return _to_rgb(image)
+            yield image
     # PIL raises nearly anything on corrupt data (SyntaxError and struct.error among others).
     except Exception as error:
-        raise UserError(f"{shown}: not a readable image ({type(error).__name__}: {error})") from error
+        raise UserError(f"{name}: not a readable image ({type(error).__name__}: {error})") from error
+
+
+def load_image(source: bytes | str | Path, name: str | None = None) -> Image.Image:
+    """Any readable image as RGB. `name` is what an error calls it when `source` is bytes."""
+    with open_image(source, name or ("image bytes" if isinstance(source, bytes) else str(source))) as image:
+        image.load()
+        return _to_rgb(image)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 import concurrent.futures
-import io
 import os
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from medvr_jax.datasets.example import Example
-from medvr_jax.errors import UserError
-from medvr_jax.inputs.chat import Encoder, prompt_ids
-from medvr_jax.inputs.images import resized_size
+from medvr_jax.inputs.chat import Encoder, image_name, prompt_ids
+from medvr_jax.inputs.images import open_image, resized_size
 
 STEP = 16  # sizes are multiples of this many tokens
 
 
 def room_for(example: Example, encoder: Encoder) -> tuple[int, int]:
     """Tokens that the example's prompt takes of its bucket, and patches of its largest image."""
-    sizes = [
-        resized_size(
-            encoder.processor,
-            _image_size(source),
-            max_pixels=encoder.prompt_max_pixels,
-            min_pixels=encoder.prompt_min_pixels,
-            max_patches=encoder.prompt_patches,
-            name=f"example {example.id}",
+    sizes = []
+    for i, source in enumerate(example.images):
+        name = image_name(example, i)
+        with open_image(source, name) as image:
+            size = image.size
+        sizes.append(
+            resized_size(
+                encoder.processor,
+                size,
+                max_pixels=encoder.prompt_max_pixels,
+                min_pixels=encoder.prompt_min_pixels,
+                max_patches=encoder.prompt_patches,
+                name=name,
+            )
         )
-        for source in example.images
-    ]
     patches = [width * height // encoder.processor.patch_size**2 for width, height in sizes]
     text = len(prompt_ids(example, encoder)) - len(patches)  # one placeholder each
     return text + sum(count // encoder.merge_size**2 for count in patches) - 1, max(patches, default=0)
-
-
-def _image_size(source: bytes | str) -> tuple[int, int]:
-    """(width, height) from the image's header."""
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return image.size
-    except Exception as error:  # PIL raises nearly anything on corrupt data
-        shown = "image bytes" if isinstance(source, bytes) else str(source)
-        raise UserError(f"{shown}: not a readable image ({type(error).__name__}: {error})") from error
 
 
 def rooms(examples: Sequence[Example], encoder: Encoder) -> np.ndarray:
@@ -56,14 +47,12 @@ def rooms(examples: Sequence[Example], encoder: Encoder) -> np.ndarray:
 def prompt_sizes(
     needed: np.ndarray, largest: tuple[int, int], *, count: int, merge_unit: int
 ) -> tuple[tuple[int, int], ...]:
-    """At most `count` sizes (tokens, patches), ascending, with the least padding over these batches.
-
-    The last one is `largest`, whatever the batches need; without it all of them fit the one before.
+    """At most `count` sizes (tokens, patches), ascending, that hold these batches with the least padding.
 
     Args:
         needed: `[n, 2]`, tokens and patches that the batches need, each the most of its prompts.
-        largest: what no prompt may exceed.
-        count: sizes at most, `largest` among them.
+        largest: what no prompt may exceed; the only size where there is nothing to choose.
+        count: sizes at most.
         merge_unit: patches of an image token; sizes are multiples of it.
     """
     if count < 2 or not len(needed):
@@ -76,8 +65,6 @@ def prompt_sizes(
     tokens, patches = rounded[ends, 0], np.maximum.accumulate(rounded[:, 1])[ends]
     batches = np.diff(np.r_[-1, ends])
     covered = np.cumsum(batches)
-    everything = (int(tokens[-1]), int(patches[-1]))
-    sizes = count - (everything != tuple(largest))
 
     # best[j][k]: the least padded tokens of the first j + 1 groups of batches with k sizes, and where they end.
     best: list[dict[int, tuple[float, tuple[int, ...]]]] = []
@@ -86,9 +73,8 @@ def prompt_sizes(
         for i in range(j):
             for used, (cost, chosen) in best[i].items():
                 total = cost + float(tokens[j] * (covered[j] - covered[i]))
-                if used < sizes and total < choices.get(used + 1, (np.inf, ()))[0]:
+                if used < count and total < choices.get(used + 1, (np.inf, ()))[0]:
                     choices[used + 1] = (total, (*chosen, j))
         best.append(choices)
     _, chosen = min(best[-1].values())
-    found = [(int(tokens[j]), int(patches[j])) for j in chosen]
-    return tuple(found) if found[-1] == tuple(largest) else (*found, tuple(largest))
+    return tuple((int(tokens[j]), int(patches[j])) for j in chosen)

@@ -7,6 +7,8 @@ attention. Prompts and responses are padded on the right; a response starts at s
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -179,74 +181,57 @@ class Backbone(nnx.Module):
         Tokens from `counts` on are padding: they write nothing and their hidden values are arbitrary. Returns hidden
         [B, M, E, D] after the final norm, and the cache. Writing a slot again is legal.
         """
-        text = self.config.text
         if weights is None:
             weights = self.sampling_weights()
-        if new.tokens.shape[2] > 1 and text.num_layers >= SCAN_FROM:
-            return self._extend_scanned(prompt_cache, response_cache, new, starts, counts, weights)
-        x = self._embed(new.tokens, new.feature_index, new.features, weights.embedding)
-        rotary = self._rotary(new.positions)
-        slots = starts[..., None] + jnp.arange(new.tokens.shape[2], dtype=starts.dtype)
-        keys, values = [], []
-        for layer in range(text.num_layers):
-            old_keys, old_values = response_cache.keys[layer], response_cache.values[layer]
+        fed = _Fed(
+            x=self._embed(new.tokens, new.feature_index, new.features, weights.embedding),
+            rotary=self._rotary(new.positions),
+            slots=starts[..., None] + jnp.arange(new.tokens.shape[2], dtype=starts.dtype),
+            starts=starts,
+            counts=counts,
+        )
+        several = new.tokens.shape[2] > 1 and self.config.text.num_layers >= SCAN_FROM
+        run = self._extend_scanned if several else self._extend_unrolled
+        x, cache = run(prompt_cache, response_cache, fed, weights)
+        return self._final(x), cache
 
-            def write(new_keys, new_values, old_keys=old_keys, old_values=old_values):
-                return (
-                    write_slots(old_keys, new_keys, starts, counts, axis=4),
-                    write_slots(old_values, new_values, starts, counts, axis=3),
-                )
-
+    def _extend_unrolled(
+        self, prompt_cache: PromptCache, response_cache: ResponseCache, fed: _Fed, weights: SamplingWeights
+    ) -> tuple[jax.Array, ResponseCache]:
+        """`extend` layer by layer; the caches are written in place."""
+        x, keys, values = fed.x, [], []
+        for layer, layer_weights in enumerate(weights.layers):
+            old = (response_cache.keys[layer], response_cache.values[layer])
             prompt = (prompt_cache.keys[layer], prompt_cache.values[layer], prompt_cache.valid)
-            x, k, v = response_layer(x, weights.layers[layer], rotary, prompt, slots, text, write)
+            write = functools.partial(fed.write, old)
+            x, k, v = response_layer(x, layer_weights, fed.rotary, prompt, fed.slots, self.config.text, write)
             keys.append(k)
             values.append(v)
-        return self._final(x), ResponseCache(tuple(keys), tuple(values))
+        return x, ResponseCache(tuple(keys), tuple(values))
 
     def _extend_scanned(
-        self,
-        prompt_cache: PromptCache,
-        response_cache: ResponseCache,
-        new: ResponseInputs,
-        starts: jax.Array,
-        counts: jax.Array,
-        weights: SamplingWeights,
+        self, prompt_cache: PromptCache, response_cache: ResponseCache, fed: _Fed, weights: SamplingWeights
     ) -> tuple[jax.Array, ResponseCache]:
         """`extend` with one compiled layer: worth copies of the caches where many tokens are fed at once."""
-        text, dtype = self.config.text, self.compute_dtype
-        x = self._embed(new.tokens, new.feature_index, new.features, weights.embedding)
-        rotary = self._rotary(new.positions)
-        slots = starts[..., None] + jnp.arange(new.tokens.shape[2], dtype=starts.dtype)
 
         def layer_function(x: jax.Array, layer: tuple) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            layer_weights, prompt_keys, prompt_values, old_keys, old_values = layer
+            layer_weights, prompt_keys, prompt_values, *old = layer
             written = []
 
             def write(new_keys: jax.Array, new_values: jax.Array) -> tuple[jax.Array, jax.Array]:
                 written.extend((new_keys, new_values))
-                return (
-                    write_slots(old_keys, new_keys, starts, counts, axis=4),
-                    write_slots(old_values, new_values, starts, counts, axis=3),
-                )
+                return fed.write(old, new_keys, new_values)
 
             prompt = (prompt_keys, prompt_values, prompt_cache.valid)
-            layer_weights = {name: value.astype(dtype) for name, value in layer_weights.items()}
-            x, _, _ = response_layer(x, layer_weights, rotary, prompt, slots, text, write)
+            layer_weights = {name: value.astype(self.compute_dtype) for name, value in layer_weights.items()}
+            x, _, _ = response_layer(x, layer_weights, fed.rotary, prompt, fed.slots, self.config.text, write)
             return x, tuple(written)
 
         caches = (prompt_cache.keys, prompt_cache.values, response_cache.keys, response_cache.values)
-        x, (keys, values) = jax.lax.scan(layer_function, x, (weights_of(self.layers), *map(jnp.stack, caches)))
-        written = ResponseCache(
-            tuple(
-                write_slots(old, now, starts, counts, axis=4)
-                for old, now in zip(response_cache.keys, keys, strict=True)
-            ),
-            tuple(
-                write_slots(old, now, starts, counts, axis=3)
-                for old, now in zip(response_cache.values, values, strict=True)
-            ),
-        )
-        return self._final(x), written
+        x, new = jax.lax.scan(layer_function, fed.x, (weights_of(self.layers), *map(jnp.stack, caches)))
+        layers = zip(response_cache.keys, response_cache.values, *new, strict=True)
+        keys, values = zip(*(fed.write(layer[:2], *layer[2:]) for layer in layers), strict=True)
+        return x, ResponseCache(keys, values)
 
     def score(self, prompt: PromptInputs, response: ResponseInputs, packing: Packing, remat: str = "none") -> jax.Array:
         """Hidden [B, N, D] of the packed response tokens after the final norm, in one differentiable pass.
@@ -312,6 +297,28 @@ def with_settings(
     backbone = nnx.merge(graphdef, params)
     backbone.attention, backbone.images_at_once = attention, images_at_once
     return nnx.graphdef(backbone)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fed:
+    """E tokens on their way through the layers of `extend`: x [B, M, E, D], their rotary tables, the slots [B, M, E]
+    that they take, and the first slot and the number of tokens of each row [B, M]."""
+
+    x: jax.Array
+    rotary: Rotary
+    slots: jax.Array
+    starts: jax.Array
+    counts: jax.Array
+
+    def write(
+        self, old: Sequence[jax.Array], new_keys: jax.Array, new_values: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The layer's `old` keys [B, M, K, H, T] and values [B, M, K, T, H] with those of the tokens."""
+        keys, values = old
+        return (
+            write_slots(keys, new_keys, self.starts, self.counts, axis=4),
+            write_slots(values, new_values, self.starts, self.counts, axis=3),
+        )
 
 
 def write_slots(cache: jax.Array, new: jax.Array, starts: jax.Array, counts: jax.Array, *, axis: int) -> jax.Array:

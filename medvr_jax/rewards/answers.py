@@ -2,7 +2,7 @@
 
   choice   the letter ("B", "(b)", "B."), the option's own text, or the letter followed by that text;
   yes_no   an answer that begins with yes or no and does not contain the other word;
-  open     the same text after normalisation (case, width, white space, outer punctuation).
+  closed, open   the same text after normalisation (case, width, white space, outer punctuation).
 
 An empty answer, and the placeholder "...", match nothing. A reward that guesses what was meant teaches to be vague;
 the lenient rules that published tables were scored with belong to evaluation.
@@ -14,7 +14,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-ANSWER_KINDS = ("choice", "yes_no", "open")
+ANSWER_KINDS = ("choice", "yes_no", "closed", "open")
 
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _LETTER = re.compile(r"\(?\s*([a-z])\s*\)?[\s.:,;]*", re.IGNORECASE)

@@ -118,6 +118,7 @@ def test_is_correct_by_kind() -> None:
     assert not is_correct("yes and no", answer="no", answer_kind="yes_no")
     assert not is_correct("maybe", answer="unknown", answer_kind="yes_no")
     assert is_correct("Left  Lung.", answer="left lung", answer_kind="open")
+    assert is_correct("Axial.", answer="axial", answer_kind="closed")
     assert not is_correct("left lung and right lung", answer="left lung", answer_kind="open")
     assert not is_correct("lung", answer="left lung", answer_kind="open")
     with pytest.raises(ValueError, match="answer_kind"):
