@@ -23,8 +23,11 @@ from medvr_jax.models.layers import (
     axes_of,
     gathered,
     layer_of,
+    loop_axes,
+    loop_weights,
     rms_norm,
     run_stack,
+    times_transposed,
     used,
     weights_of,
 )
@@ -82,11 +85,14 @@ class ResponseCache:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class SamplingWeights:
-    """What `extend` and `logits` read at every step, sliced per layer, cast and transposed once before a loop."""
+    """What `extend` and `logits` read at every step, sliced per layer, cast and transposed once before a loop.
+
+    layers: see `layers.loop_weights`; embedding [V, D]; head [V, D], None where it is the embedding.
+    """
 
     layers: tuple[Weights, ...]
     embedding: jax.Array
-    head: jax.Array
+    head: jax.Array | None
 
 
 class Backbone(nnx.Module):
@@ -154,18 +160,24 @@ class Backbone(nnx.Module):
         """Made once before a sampling loop and given to `extend` and `logits` in it."""
         dtype, stack, axes = self.compute_dtype, weights_of(self.layers), self.sampling_axes()
         layers = tuple(
-            {name: constrain(value.astype(dtype), *places[name]) for name, value in layer_of(stack, layer).items()}
+            {
+                name: constrain(value.astype(dtype), *places[name])
+                for name, value in loop_weights(layer_of(stack, layer)).items()
+            }
             for layer, places in enumerate(axes.layers)
         )
-        embedding, head = self.embedding[...].astype(dtype), self.head_kernel().astype(dtype)
-        return SamplingWeights(layers, constrain(embedding, *axes.embedding), constrain(head, *axes.head))
+        embedding, head = constrain(self.embedding[...].astype(dtype), *axes.embedding), None
+        if axes.head is not None:
+            head = constrain(self.head[...].T.astype(dtype), *axes.head)
+        return SamplingWeights(layers, embedding, head)
 
     def sampling_axes(self) -> SamplingWeights:
         """The logical axes of `sampling_weights`, a tuple in the place of each array."""
-        axes = axes_of(self.layers)
-        return SamplingWeights(
-            tuple(axes for _ in range(self.config.text.num_layers)), ("vocabulary", "embed"), ("embed", "vocabulary")
-        )
+        text, of_vocabulary = self.config.text, ("vocabulary", "embed")
+        sizes = {name: value.size // text.num_layers for name, value in weights_of(self.layers).items()}
+        layer = loop_axes(axes_of(self.layers), sizes)
+        head = None if text.tie_word_embeddings else of_vocabulary
+        return SamplingWeights(tuple(layer for _ in range(text.num_layers)), of_vocabulary, head)
 
     def extend(
         self,
@@ -264,8 +276,12 @@ class Backbone(nnx.Module):
 
     def logits(self, hidden: jax.Array, weights: SamplingWeights | None = None) -> jax.Array:
         """float32 [..., V] of hidden [..., D]."""
-        head = self.head_kernel() if weights is None else weights.head
-        logits = jnp.matmul(hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        if weights is None:
+            head = self.head_kernel().astype(hidden.dtype)
+            logits = jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+        else:
+            head = weights.embedding if weights.head is None else weights.head
+            logits = times_transposed(hidden, head, jnp.float32)
         return constrain(logits, "groups", *(None,) * (logits.ndim - 2), "vocabulary")
 
     def _embed(

@@ -13,7 +13,7 @@ from flax import nnx
 from medvr_jax.models.attention import group_attention, prompt_attention, response_attention
 from medvr_jax.models.attention_backend import AttentionBackend
 from medvr_jax.models.config import TextConfig
-from medvr_jax.models.layers import Initialiser, Weights, linear, rms_norm
+from medvr_jax.models.layers import Initialiser, Weights, project, rms_norm
 from medvr_jax.models.packing import Packing, pack, unpack
 from medvr_jax.models.partitioning import constrain, constrain_groups
 from medvr_jax.models.rope import rotate
@@ -48,7 +48,7 @@ def normed(x: jax.Array, layer: Weights, config: TextConfig) -> jax.Array:
 
 def queries(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) -> jax.Array:
     """Rotated queries [..., N, H] of normalised x [..., D]."""
-    y = linear(x, layer["query_kernel"], layer["query_bias"])
+    y = project(x, layer, "query")
     y = _rotate_heads(y.reshape(*x.shape[:-1], config.num_heads, config.head_width), rotary)
     return constrain(y, "groups", *(None,) * (y.ndim - 3), "heads", None)
 
@@ -56,8 +56,8 @@ def queries(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) ->
 def keys_and_values(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) -> tuple[jax.Array, jax.Array]:
     """Rotated keys and values [..., X, K, H] of normalised x [..., X, D]."""
     shape = (*x.shape[:-1], config.num_kv_heads, config.head_width)
-    keys = _rotate_heads(linear(x, layer["key_kernel"], layer["key_bias"]).reshape(shape), rotary)
-    return keys, linear(x, layer["value_kernel"], layer["value_bias"]).reshape(shape)
+    keys = _rotate_heads(project(x, layer, "key").reshape(shape), rotary)
+    return keys, project(x, layer, "value").reshape(shape)
 
 
 def head_major(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -71,10 +71,10 @@ def head_major(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array
 
 def finish(x: jax.Array, mixed: jax.Array, layer: Weights, config: TextConfig) -> jax.Array:
     """Adds attention's output and the MLP to the residual stream x [..., D]; mixed [..., N, H]."""
-    x = residual(x + linear(mixed.reshape(*mixed.shape[:-2], -1), layer["output_kernel"]))
+    x = residual(x + project(mixed.reshape(*mixed.shape[:-2], -1), layer, "output"))
     y = constrain_groups(residual(rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)))
-    gate, up = (_split_width(linear(y, layer[name])) for name in ("gate_kernel", "up_kernel"))
-    return residual(x + linear(_split_width(jax.nn.silu(gate) * up), layer["down_kernel"]))
+    gate, up = (_split_width(project(y, layer, name)) for name in ("gate", "up"))
+    return residual(x + project(_split_width(jax.nn.silu(gate) * up), layer, "down"))
 
 
 def residual(x: jax.Array) -> jax.Array:

@@ -68,7 +68,6 @@ def rasterise(boxes: jax.Array, valid: jax.Array, resolution: int) -> jax.Array:
 
 def rasterise_packed(boxes: jax.Array, valid: jax.Array, resolution: int) -> jax.Array:
     """As `rasterise`, 32 columns of a row in one word: [4, Z, ...], [Z, ...] -> [W, R, ...] uint32."""
-    boxes = _if_any(valid, lambda x: x + 0.0, boxes)
     spans = _if_any(valid, functools.partial(_spans, resolution=resolution), boxes, valid)
     return _if_any(valid, functools.partial(_union, resolution=resolution), spans)
 
@@ -187,9 +186,29 @@ def _pixels(words: jax.Array) -> jax.Array:
     as a product over what is left.
     """
     some = math.gcd(words.shape[1], 16)
-    counts = jax.lax.population_count(words).reshape(-1, some, math.prod(words.shape[2:]))
-    sums = sum(counts[:, row] for row in range(some)).astype(jnp.float32)
+    rows = words.reshape(-1, some, math.prod(words.shape[2:]))
+    digits = _added([rows[:, row] for row in range(some)])
+    sums = sum(jax.lax.population_count(word).astype(jnp.int32) << digit for digit, word in enumerate(digits))
+    sums = sums.astype(jnp.float32)
     return (jnp.ones((1, sums.shape[0]), jnp.float32) @ sums).reshape(words.shape[2:])
+
+
+def _added(words: list[jax.Array]) -> list[jax.Array]:
+    """How often each bit is set among some words, as binary numbers whose digits are words, lowest first.
+
+    Full adders, three words in, two out: far fewer words are left to be counted bit by bit.
+    """
+    digits = []
+    while words:
+        carried = []
+        while len(words) > 1:
+            first, second, third = words[0], words[1], words[2] if len(words) > 2 else jnp.zeros_like(words[0])
+            either = first ^ second
+            words = [*words[3:], either ^ third]
+            carried.append((first & second) | (either & third))
+        digits.append(words[0])
+        words = carried
+    return digits
 
 
 def tool_reward(

@@ -194,7 +194,7 @@ def sampling_weights(run: AbstractRun, params: nnx.State) -> SamplingWeights:
     return SamplingWeights(
         layers,
         _placed(shapes.embedding, run.sampling_layout, axes.embedding),
-        _placed(shapes.head, run.sampling_layout, axes.head),
+        None if shapes.head is None else _placed(shapes.head, run.sampling_layout, axes.head),
     )
 
 

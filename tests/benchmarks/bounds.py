@@ -18,6 +18,7 @@ stricter one, which no step can reach whose weights do not fit the cache.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -93,22 +94,25 @@ def _bandwidth(size: int, repeats: int) -> float:
 
 
 def _product_rate(matrices: int, products: int, rows: int, dtype: str, repeats: int) -> float:
-    """Operations a second of a chain of `products` products over so many matrices in turn."""
+    """Operations a second of a chain of `products` products over so many matrices in turn, matrix last or first."""
     side = SIDE if matrices > 1 else SIDE // 2  # half a side: one core's share of the cache holds it
     keys = jax.random.split(jax.random.key(0), matrices)
     weights = [jax.random.normal(key, (side, side), dtype) / side**0.5 for key in keys]
 
-    @jax.jit
-    def chain(x: jax.Array, weights: list[jax.Array]) -> jax.Array:
-        if len(weights) == 1:
-            return jax.lax.fori_loop(0, products, lambda _, x: (x @ weights[0]).astype(x.dtype), x)
-        for weight in weights:
-            x = (x @ weight).astype(x.dtype)
-        return x
+    def seconds(x: jax.Array, product: Callable[[jax.Array, jax.Array], jax.Array]) -> float:
+        @jax.jit
+        def chain(x: jax.Array, weights: list[jax.Array]) -> jax.Array:
+            if len(weights) == 1:
+                return jax.lax.fori_loop(0, products, lambda _, x: product(x, weights[0]).astype(x.dtype), x)
+            for weight in weights:
+                x = product(x, weight).astype(x.dtype)
+            return x
 
-    x = jnp.ones((rows, side), dtype)
-    seconds = measure.best_of(lambda: chain(x, weights).block_until_ready(), repeats)
-    return 2 * rows * side * side * products / seconds
+        return measure.best_of(lambda: chain(x, weights).block_until_ready(), repeats)
+
+    columns = jnp.ones((rows, side), dtype)
+    best = min(seconds(columns, jnp.matmul), seconds(columns.T, lambda x, weight: weight @ x))
+    return 2 * rows * side * side * products / best
 
 
 def _wide_product_rate(matrices: int, rows: int, dtype: str, repeats: int) -> float:
