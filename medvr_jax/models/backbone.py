@@ -174,8 +174,7 @@ class Backbone(nnx.Module):
     def sampling_axes(self) -> SamplingWeights:
         """The logical axes of `sampling_weights`, a tuple in the place of each array."""
         text, of_vocabulary = self.config.text, ("vocabulary", "embed")
-        sizes = {name: value.size // text.num_layers for name, value in weights_of(self.layers).items()}
-        layer = loop_axes(axes_of(self.layers), sizes)
+        layer = loop_axes(self.layers)
         head = None if text.tie_word_embeddings else of_vocabulary
         return SamplingWeights(tuple(layer for _ in range(text.num_layers)), of_vocabulary, head)
 

@@ -134,11 +134,12 @@ def loop_weights(layer: Weights) -> Weights:
     }
 
 
-def loop_axes(axes: Axes, sizes: dict[str, int]) -> Axes:
-    """The logical axes of `loop_weights`, of those of the layer and the number of its parameters' elements."""
+def loop_axes(stacked: nnx.Module) -> Axes:
+    """The logical axes of `loop_weights` of a module that stacks layers."""
+    sizes = {name: math.prod(getattr(stacked, name).shape[1:]) for name in axes_of(stacked)}
     return {
         _loop_name(name, sizes[name]): names[::-1] if _turned(name, sizes[name]) else names
-        for name, names in axes.items()
+        for name, names in axes_of(stacked).items()
     }
 
 
