@@ -94,10 +94,12 @@ def find_set(name: str) -> tuple[PublishedSet, str]:
 def read_set(
     name: str, split: str, *, data_dir: str | Path, manual_dir: str | Path, on_error: OnError = "refuse"
 ) -> PreparedSet:
-    """One split of a set, prepared first if it is not yet. What on_error says of faults holds for prepared files, too."""
-    published, _ = find_set(name)
+    """One split of a set, prepared first if it is not yet; on_error holds for what was prepared earlier, too."""
+    published, variant = find_set(name)
     if split not in published.splits:
         raise UserError(f"data.sets: {name} has no split {split!r}; allowed: {', '.join(published.splits)}")
+    if not _open(name, data_dir).is_prepared():
+        published.require(Path(manual_dir) / published.name, variant, split)
     prepare_set(name, data_dir=data_dir, manual_dir=manual_dir, on_error=on_error)
     return PreparedSet(name, split, data_dir)
 

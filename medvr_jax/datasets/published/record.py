@@ -55,11 +55,14 @@ class PublishedSet:
     read: Reader
     splits_in: Callable[[Path, str], tuple[str, ...]]
 
-    def require(self, folder: Path, variant: str) -> tuple[str, ...]:
-        """The splits whose files are in the folder; UserError with the instructions if there is none."""
+    def require(self, folder: Path, variant: str, split: str = "") -> tuple[str, ...]:
+        """The splits whose files are in the folder; UserError with the instructions without any, or without `split`."""
         if not folder.is_dir():
             raise UserError(f"{self.name}: no such folder {folder}; {self.instructions}")
         found = self.splits_in(folder, variant)
         if not found:
             raise UserError(f"{self.name}: {folder} holds none of the files that are needed; {self.instructions}")
+        if split and split not in found:
+            files = f"files of {', '.join(found)} but not of {split}"
+            raise UserError(f"{self.name}/{variant}: {folder} holds {files}; {self.instructions}")
         return found
