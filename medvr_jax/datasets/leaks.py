@@ -137,7 +137,7 @@ def _entry(content: bytes, digest: bytes, where: str, faults: Faults) -> ImageEn
         with Image.open(io.BytesIO(content)) as image:
             pixels = image.convert("RGB")
     except Exception as error:  # PIL raises nearly anything on corrupt data
-        faults.add(Fault(where, "broken_image", f"cannot be decoded ({type(error).__name__}: {error})"))
+        faults.add(Fault(where, "broken_image", f"cannot be decoded ({type(error).__name__})"))
         return None
     content_hash = hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).digest()
     return ImageEntry(digest, content_hash, picture_hash(pixels))

@@ -120,11 +120,15 @@ def prepare_set(name: str, *, data_dir: str | Path, manual_dir: str | Path, on_e
         folder = Path(manual_dir) / published.name
         published.require(folder, variant)
         builder.on_error = on_error
-        builder.download_and_prepare(
-            download_dir=os.fspath(Path(data_dir) / "downloads"),
-            download_config=tfds.download.DownloadConfig(manual_dir=os.fspath(folder)),
-            file_format="array_record",
-        )
+        try:
+            builder.download_and_prepare(
+                download_dir=os.fspath(Path(data_dir) / "downloads"),
+                download_config=tfds.download.DownloadConfig(manual_dir=os.fspath(folder)),
+                file_format="array_record",
+            )
+        except OSError:
+            if not _open(name, data_dir).is_prepared():  # else another process was faster
+                raise
     elif on_error == "refuse" and builder.report_path.is_file() and (found := builder.report_path.read_text("utf-8")):
         raise UserError(
             f"{name}: {builder.data_dir} was prepared without {len(found.splitlines())} faulty records, listed in "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -63,8 +64,6 @@ def test_copies_are_near_and_others_far() -> None:
     for number in range(60):
         small = Image.fromarray(np.asarray(large(number).resize((113, 85))))
         jpeg = encoded(small, "JPEG", quality=50)
-        import io
-
         with Image.open(io.BytesIO(jpeg)) as copy:
             distances = leaks._bits(originals ^ leaks.picture_hash(copy.convert("RGB")))
         assert distances[number] <= leaks.THRESHOLD - 2

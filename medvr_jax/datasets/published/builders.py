@@ -25,7 +25,7 @@ from medvr_jax.errors import UserError
 
 VERSION = "1.0.0"  # of the record layout: another one is another folder
 REPORT = "faults.jsonl"  # in the folder of a prepared variant
-_SHARD_BYTES = 1 << 30  # of images, about
+_SHARD_BYTES = 1 << 27  # of images, about: tfds keeps the examples of a shard in memory until it is written
 
 _TEXTS = ("id", "question", "answer", "answer_kind", "modality", "dataset", "question_type", "language")
 

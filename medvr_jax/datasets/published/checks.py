@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from medvr_jax.datasets.faults import Faults
 from medvr_jax.datasets.published.record import Record
@@ -47,6 +47,8 @@ def image_size(image: bytes | str | Path) -> tuple[int, int]:
     try:
         with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
             return opened.size
+    except UnidentifiedImageError as error:  # its own words hold the address of the bytes
+        raise OSError("of no known format") from error
     except OSError:
         raise
     except Exception as error:  # PIL raises nearly anything on corrupt data
