@@ -25,7 +25,7 @@ from medvr_jax.datasets.faults import Fault, Faults
 
 Kind = Literal["file", "pixels", "picture"]  # from the surest to the weakest
 KINDS: tuple[Kind, ...] = ("file", "pixels", "picture")
-THRESHOLD = 10  # of 256 bits
+THRESHOLD = 16  # of 256 bits
 LEAST_BITS = 16
 SHOWN = 50  # pairs in the Markdown report; the JSON has all
 _ROWS, _COLUMNS = 16, 16

@@ -66,8 +66,8 @@ def test_copies_are_near_and_others_far() -> None:
         jpeg = encoded(small, "JPEG", quality=50)
         with Image.open(io.BytesIO(jpeg)) as copy:
             distances = leaks._bits(originals ^ leaks.picture_hash(copy.convert("RGB")))
-        assert distances[number] <= leaks.THRESHOLD - 2
-        assert np.delete(distances, number).min() >= 5 * leaks.THRESHOLD
+        assert distances[number] <= leaks.THRESHOLD - 4
+        assert np.delete(distances, number).min() >= 3 * leaks.THRESHOLD
 
 
 def test_flat_pictures_are_compared_exactly() -> None:
@@ -110,5 +110,5 @@ def test_reports(tmp_path: Path) -> None:
         "train_ids": ["train-0", "train-again"],
     }
     assert (
-        content["test"] == {"name": "slake/en test", "images": 20, "examples": 20} and content["threshold_bits"] == 10
+        content["test"] == {"name": "slake/en test", "images": 20, "examples": 20} and content["threshold_bits"] == 16
     )
