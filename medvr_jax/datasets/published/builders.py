@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
 
 from medvr_jax.datasets.example import Example
@@ -83,6 +85,16 @@ def _boxes(array: np.ndarray) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(float(v) for v in box) for box in array)
 
 
+class _PlainWriter:
+    """Writes a shard as tfds does, except that images, which are compressed, are not compressed again."""
+
+    def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> None:
+        writer = ArrayRecordWriter(os.fspath(path), "group_size:1,uncompressed")
+        for _, example in examples:
+            writer.write(example)
+        writer.close()
+
+
 class PublishedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """One published set; its variants are the builder's configurations.
 
@@ -115,6 +127,9 @@ class PublishedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
             listed = f"; all {len(faults)} faults are listed in {faults.report}" if len(faults) else ""
             raise UserError(f"{self.SET.name}/{variant}: {folder} holds no usable question{listed}")
         return shards
+
+    def _example_writer(self) -> _PlainWriter:
+        return _PlainWriter()
 
     @property
     def report_path(self) -> Path:
