@@ -98,7 +98,7 @@ def read_set(
     published, variant = find_set(name)
     if split not in published.splits:
         raise UserError(f"data.sets: {name} has no split {split!r}; allowed: {', '.join(published.splits)}")
-    if not _open(name, data_dir).is_prepared():
+    if not _is_prepared(_open(name, data_dir)):
         published.require(Path(manual_dir) / published.name, variant, split)
     prepare_set(name, data_dir=data_dir, manual_dir=manual_dir, on_error=on_error)
     return PreparedSet(name, split, data_dir)
@@ -116,7 +116,7 @@ def prepare_set(name: str, *, data_dir: str | Path, manual_dir: str | Path, on_e
         raise UserError(f"data.on_error: found {on_error!r}; allowed: {', '.join(ON_ERROR)}")
     published, variant = find_set(name)
     builder = _open(name, data_dir)
-    if not builder.is_prepared():
+    if not _is_prepared(builder):
         folder = Path(manual_dir) / published.name
         published.require(folder, variant)
         builder.on_error = on_error
@@ -127,7 +127,7 @@ def prepare_set(name: str, *, data_dir: str | Path, manual_dir: str | Path, on_e
                 file_format="array_record",
             )
         except OSError:
-            if not _open(name, data_dir).is_prepared():  # else another process was faster
+            if not _is_prepared(_open(name, data_dir)):  # else another process was faster
                 raise
     elif on_error == "refuse" and builder.report_path.is_file() and (found := builder.report_path.read_text("utf-8")):
         raise UserError(
@@ -143,3 +143,8 @@ def _open(name: str, data_dir: str | Path) -> Any:
 
     published, variant = find_set(name)
     return BUILDERS[published.name](data_dir=os.fspath(data_dir), config=variant)
+
+
+def _is_prepared(builder: Any) -> bool:
+    """As tfds asks it, without its warning if there is nothing yet."""
+    return (builder.data_path / "dataset_info.json").exists()

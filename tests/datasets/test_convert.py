@@ -23,7 +23,7 @@ def test_chestxray8(tmp_path: Path) -> None:
     table = tmp_path / "BBox_List_2017.csv"
     table.write_text(
         "Image Index,Finding Label,Bbox [x,y,w,h],,,\n"
-        "1_0.png,Nodule,16,12,32,24,,,\n1_0.png,Nodule,0.5,0,8,8,,,\n1_0.png,Mass,0,0,64.3,48,,,\n"
+        "1_0.png,Nodule,16,12,32,24,,,\n1_0.png,Nodule,0.5,0,8,8\n1_0.png,Mass,0,0,64.3,48,,,\n"
         "2_0.png,Mass,1,1,2,2,,,\n1_0.png,Mass,90,1,2,2,,,\n"
     )
     samples.write_image(tmp_path / "images_001/images/1_0.png", 0)

@@ -12,7 +12,8 @@ from PIL import Image
 
 from medvr_jax.datasets import leaks
 from medvr_jax.datasets.example import Example
-from tests.datasets.samples import encoded, picture
+from medvr_jax.datasets.sets import read_set
+from tests.datasets.samples import encoded, picture, write_slake
 
 
 def example(identity: str, *images: bytes | Path) -> Example:
@@ -112,3 +113,12 @@ def test_reports(tmp_path: Path) -> None:
     assert (
         content["test"] == {"name": "slake/en test", "images": 20, "examples": 20} and content["threshold_bits"] == 16
     )
+
+
+def test_slake_leaks_through_chinese_training_questions(tmp_path: Path) -> None:
+    write_slake(tmp_path / "manual/slake")
+    folders = {"data_dir": tmp_path / "prepared", "manual_dir": tmp_path / "manual"}
+    test = read_set("slake/en", "test", **folders)
+    assert not leaks.find_leaks(read_set("slake/en", "train", **folders), test).leaks
+    report = leaks.find_leaks(read_set("slake/all", "train", **folders), test)
+    assert [(leak.kind, leak.test_ids, leak.train_ids) for leak in report.leaks] == [("file", ("4", "5"), ("1", "2"))]

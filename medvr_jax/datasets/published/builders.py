@@ -131,6 +131,11 @@ class PublishedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def _example_writer(self) -> _PlainWriter:
         return _PlainWriter()
 
+    def _log_download_bytes(self) -> None:
+        """Says nothing: nothing is downloaded."""
+
+    _log_download_done = _log_download_bytes
+
     @property
     def report_path(self) -> Path:
         """Beside the folder of this version of the prepared variant."""

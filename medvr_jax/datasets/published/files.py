@@ -57,6 +57,8 @@ def read_csv(path: Path, faults: Faults) -> Iterator[Raw]:
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         rows = csv.reader(stream)
         names = [name.strip() for name in next(rows, [])]
+        while names and not names[-1]:
+            names.pop()
         while True:
             try:
                 row = next(rows)
@@ -65,6 +67,8 @@ def read_csv(path: Path, faults: Faults) -> Iterator[Raw]:
             except csv.Error as error:
                 faults.add(Fault(f"{path.name}:{rows.line_num}", "not_csv", f"cannot be read ({error})"))
                 continue
+            if not any(row[len(names) :]):  # a table may end in empty columns
+                row = row[: len(names)]
             if len(row) != len(names):
                 message = f"found {len(row)} columns; allowed: {len(names)}, as in the header"
                 faults.add(Fault(f"{path.name}:{rows.line_num}", "not_csv", message))
