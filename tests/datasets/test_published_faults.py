@@ -107,7 +107,7 @@ def test_faults_of_tables(tmp_path: Path) -> None:
     with path.open("ab") as stream:
         stream.write(b"9,a.jpg,c,q, A:x, B:y, C:z, D:w,E,test\r\n")
         stream.write(b"9,a.jpg,c,q, A:x, B:y, C:, D:w,A,test\r\n")
-        stream.write(b"9,a.jpg,too few\r\n")
+        stream.write(b"9,a.jpg,too few\r\n\r\n")
         stream.write(b"9,a.jpg,\xff\xfe,q, A:x, B:y, C:z, D:w,A,test\r\n")
         stream.write(b"9,none.jpg,c,q, A:x, B:y, C:z, D:w,A,test\r\n")
     ids, faults = read("pmc_vqa", tmp_path, "test")

@@ -67,6 +67,8 @@ def read_csv(path: Path, faults: Faults) -> Iterator[Raw]:
             except csv.Error as error:
                 faults.add(Fault(f"{path.name}:{rows.line_num}", "not_csv", f"cannot be read ({error})"))
                 continue
+            if not row:
+                continue
             if not any(row[len(names) :]):  # a table may end in empty columns
                 row = row[: len(names)]
             if len(row) != len(names):
