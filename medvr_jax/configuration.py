@@ -354,7 +354,7 @@ def _data_fits(c: Mapping[str, Any]) -> None:
         raise UserError(f"data.filter_minimum: found {low}, allowed is less than data.filter_maximum = {high}")
     for name in ("data.filter_file", "data.train_examples"):
         if c["data.name"] == "synthetic" and c[name]:
-            raise UserError(f"{name}: found {c[name]!r} with data.name = 'synthetic', which never ends; allowed is none")
+            raise UserError(f"{name}: found {c[name]!r} with data.name = 'synthetic', whose examples never end")
 
 
 def model_folder(path: str) -> Path:
