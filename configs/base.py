@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
     # sets: NAME, NAME/VARIANT or jsonl, each with :WEIGHT (its share of the stream), or all without (shuffled as one).
     data.sets = ()  # e.g. ("omnimedvqa:2", "slake/en:1")
     data.manual_dir = ""  # sets: folder of the published files
-    data.data_dir = ""  # sets: folder of what is made of them
+    data.data_dir = "prepared"  # sets: folder of what is made of them, once
     data.on_error = (
         "refuse"  # refuse | skip: what becomes of lines and records that are wrong; either way they are listed
     )

@@ -125,6 +125,9 @@ def assemble(
         if tools:
             _check_observation_fits(encoder, config.rollout)
         source = make_source(config.data, config.seed, report_folder if distributed.is_main() else None)
+        if distributed.is_main() or config.data.name != "sets":
+            source.load(splits)
+    with distributed.together():  # process 0 has made of published files what is missing
         source.load(splits)
     backbone = BackboneConfig.from_folder(folder)
     place = functools.partial(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -50,16 +51,19 @@ class Pool:
         return [int(self._kept[self._order[p]]) for p in range(position, position + count)]
 
     def examples(self, position: int, count: int) -> list[Example]:
-        """The questions at these positions, read now."""
+        """The questions at these positions, read now; of several sets, ids begin with the set's name."""
         return [self._example(number) for number in self.numbers(position, count)]
 
     def _example(self, number: int) -> Example:
         which = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return self._parts[which][number - int(self._starts[which])]
+        name, examples = self._parts[which]
+        example = examples[number - int(self._starts[which])]
+        # Published ids are whole numbers, more often than not.
+        return example if len(self._parts) == 1 else dataclasses.replace(example, id=f"{name}/{example.id}")
 
     @functools.cached_property
-    def _parts(self) -> list[Sequence[Example]]:
-        return list(self._sets.values())
+    def _parts(self) -> list[tuple[str, Sequence[Example]]]:
+        return list(self._sets.items())
 
     @functools.cached_property
     def fingerprint(self) -> str:

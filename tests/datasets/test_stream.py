@@ -83,7 +83,8 @@ def section(*sets: str, **fields: Any) -> Any:
 
 
 def names(examples: Sequence[Example]) -> list[tuple[str, str]]:
-    return [(example.dataset, example.id) for example in examples]
+    """(set, id), without what mixing puts before the id."""
+    return [(example.dataset, example.id.rpartition("/")[2]) for example in examples]
 
 
 # -------------------------------------------------------------------------------------------------------------- order
@@ -150,6 +151,7 @@ def test_published_sets_are_mixed_and_read_when_needed(published: dict) -> None:
     # Two processes that take every other row see, together, what one sees.
     rows = [[source.train(10 + row, 1)[0] for row in range(process, 40, 2)] for process in range(2)]
     assert names([example for pair in zip(*rows, strict=True) for example in pair]) == names(found)
+    assert {example.id.rpartition("/")[0] for example in found} == {"large", "small/en"}
     keys = source.keys(0, 200)
     assert large.read.total() + small.read.total() == 120  # none for the keys
     assert [k == keys[0] for k in keys] == [n == names(source.train(0, 1))[0] for n in names(source.train(0, 200))]
