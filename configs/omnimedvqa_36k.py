@@ -1,4 +1,4 @@
-"""MedVR's recipe for 7B on its selection: 36,000 of OmniMedVQA's questions that the starting policy gets right at times.
+"""MedVR's 7B recipe on its selection: 36,000 questions of OmniMedVQA that the starting policy gets right at times.
 
 A question that it always or never gets right teaches nothing: all trajectories of its group earn the same. Which ones
 these are comes from a scoring pass, several samples of each training question answered by the policy before training:
