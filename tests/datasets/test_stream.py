@@ -16,6 +16,7 @@ from PIL import Image
 
 from configs import base
 from medvr_jax import assembly
+from medvr_jax.configuration import load_config
 from medvr_jax.datasets.example import Example
 from medvr_jax.datasets.mixing import endless_order, parse_sets
 from medvr_jax.datasets.selection import right_shares
@@ -337,3 +338,39 @@ def test_a_run_on_files_goes_on_bit_for_bit(tmp_path: Path) -> None:
     file.write_text("\n".join(reversed(file.read_text().splitlines())))
     with pytest.raises(UserError, match="checkpoint 4 was trained with other questions"):
         train(small_config("text", steps=6, **common), tmp_path / "parts")
+
+
+# ------------------------------------------------------------------------------------------------------ configuration
+
+
+def test_the_recipe_of_the_selection(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.jsonl"
+    file.touch()
+    overrides = [("model.path", str(TINY)), ("data.filter_file", str(file)), ("data.manual_dir", str(tmp_path))]
+    config = load_config("configs/omnimedvqa_36k.py", overrides)
+    data = config.data
+    assert (data.name, data.sets, data.train_examples) == ("sets", ("omnimedvqa",), 36_000)
+    assert (data.filter_minimum, data.filter_maximum, data.filter_rule) == (0.0, 1.0, "strict")
+    assert config.rewards.tool == "consensus" and config.data.prompts_per_step == 256
+    assert load_config("configs/omnimedvqa_36k.py", [*overrides, ("data.sets", "a:1,b/c:2")]).data.sets == (
+        "a:1",
+        "b/c:2",
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data__name": "sets"}, r"data.sets: found \(\)"),
+        ({"data__sets": "slake"}, "data.sets: found 'slake' with data.name = 'synthetic'"),
+        ({"data__name": "sets", "data__sets": "slake:one"}, "data.sets: found weight 'one'"),
+        ({"data__name": "sets", "data__sets": "jsonl,slake"}, "data.train_file: '' is not a file"),
+        ({"data__on_error": "ignore"}, "data.on_error: found 'ignore', allowed are refuse, skip"),
+        ({"data__train_examples": 5}, "data.train_examples: found 5 with data.name = 'synthetic'"),
+        ({"data__name": "sets", "data__sets": "slake", "data__filter_file": "none.jsonl"}, "data.filter_file: 'none"),
+        ({"data__filter_minimum": 0.5, "data__filter_maximum": 0.5}, "data.filter_minimum: found 0.5"),
+    ],
+)
+def test_fields_that_do_not_fit(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        small_config("text", **fields)
