@@ -30,7 +30,7 @@ def fault_of(path: Path, look_at: Thorough = "pixels") -> str | None:
             if image.format == "PNG":
                 image.verify()  # checksums of all parts, without unpacking them
             else:
-                image.draft(None, (image.width // 8, image.height // 8))  # JPEG: all bytes, but few pixels
+                image.draft(None, (max(image.width // 8, 1), max(image.height // 8, 1)))  # JPEG: all bytes, few pixels
                 image.load()
     # PIL raises nearly anything on corrupt data (SyntaxError and struct.error among others).
     except Exception as error:

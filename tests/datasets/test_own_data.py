@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     for name in ("a.png", "b.png", "c d.png"):
         (folder / name).write_bytes(picture("PNG"))
-    (folder / "a.jpg").write_bytes(picture("JPEG"))
+    (folder / "a.jpg").write_bytes(picture("JPEG", 5))
     (folder / "grey.tif").write_bytes(picture("TIFF"))
     (folder / "no_image.png").write_bytes(b"not an image")
     (folder / "empty.jpg").write_bytes(b"")
