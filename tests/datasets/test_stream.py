@@ -23,6 +23,7 @@ from medvr_jax.datasets.selection import right_shares
 from medvr_jax.datasets.source import make_source
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.chat import load_encoder
+from medvr_jax.inputs.survey import prompt_sizes, room_for
 from medvr_jax.training.loop import train
 from tests.datasets.test_own_data import picture
 from tests.inputs.tiny import TINY
@@ -174,9 +175,12 @@ def test_the_survey_reads_every_question_once(published: dict) -> None:
     encoder = load_encoder(TINY, "Look.", prompt_patches=64, prompt_min_pixels=28 * 28, prompt_max_pixels=112 * 112)
     parts = types.SimpleNamespace(config=config, source=source, encoder=encoder)
     found = assembly.survey_prompts(parts, training=True)
-    for split in ("large", "small/en"):
-        assert set(published[split, "train"].read.values()) == {1}
-    assert len(found) == 2 and found[-1][1] == 16
+    for name in ("large", "small/en"):
+        assert set(published[name, "train"].read.values()) == {1}
+    tested = source.test(10)
+    batches = [source.train(6 * step, 6) for step in range(50)] + [tested[:5], tested[5:]]
+    needed = np.array([np.max([room_for(example, encoder) for example in batch], axis=0) for batch in batches])
+    assert found == prompt_sizes(needed, (1024, 2048), count=2, merge_unit=4)
     config.prompt.bucket = 20
     with pytest.raises(UserError, match="prompt.bucket allows 20"):
         assembly.survey_prompts(parts, training=True)
