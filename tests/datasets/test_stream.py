@@ -322,11 +322,17 @@ def write_lesions(folder: Path, count: int) -> None:
 
 def test_a_run_on_files_goes_on_bit_for_bit(tmp_path: Path) -> None:
     """Four steps at once, and two of them and then two; more than an epoch. Other files are not gone on with."""
-    write_lesions(tmp_path, 6)
+    write_lesions(tmp_path, 12)
     files = {"data__train_file": tmp_path / "train.jsonl", "data__test_file": tmp_path / "train.jsonl"}
     common = files | {"data__name": "jsonl", "data__image_folder": tmp_path, "optimizer__schedule": "constant"}
     common |= {"checkpoint_every": 2, "evaluate_every": 2, "report__rollouts_every": 1, "export_at_end": False}
-    common |= {"rollout__trajectories": 2, "data__test_examples": 4, "data__evaluation_batch": 4, "prompt__bucket": 112}
+    common |= {
+        "mesh__host_devices": 8,
+        "data__prompts_per_step": 8,
+        "rollout__trajectories": 2,
+        "data__test_examples": 8,
+        "prompt__bucket": 112,
+    }
     for folder, stops in (("whole", (4,)), ("parts", (2, 4))):
         for steps in stops:
             train(small_config("text", steps=steps, **common), tmp_path / folder)
@@ -336,7 +342,7 @@ def test_a_run_on_files_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
         records = [json.loads(line) for line in (tmp_path / "whole" / name).read_text().splitlines()]
         seen += [record["prompt_id"] for record in records if record["slot"] == 0]
-    assert len(seen) == 16 and all(len(set(seen[start : start + 6])) == 6 for start in (0, 6))
+    assert len(seen) == 32 and all(len(set(seen[start : start + 12])) == 12 for start in (0, 12))
 
     file = tmp_path / "train.jsonl"
     file.write_text("\n".join(reversed(file.read_text().splitlines())))
