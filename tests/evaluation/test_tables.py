@@ -295,3 +295,20 @@ def test_rows_that_cannot_be_counted(rows, message) -> None:
 def test_names_of_runs_differ() -> None:
     with pytest.raises(UserError, match="two runs are called 'a'"):
         make_tables([small("1", 1)], model="a", others={"a": [small("1", 1)]})
+
+
+def test_perfect_answers_make_a_table_of_hundreds(tmp_path) -> None:
+    rows = [make_row(example, sample, f"<answer>{example.answer}</answer>") for example, sample, *_ in plan()]
+    tables = write_tables(tmp_path, rows)
+    for rule in RULES:
+        line = tables["rules"][rule]["main"]["policy"]
+        found = [*line["sets"].values(), *line["averages"]]
+        assert {(figure["mean"], figure["low"], figure["high"]) for figure in found} == {(1.0, 1.0, 1.0)}
+    text = (tmp_path / "tables.md").read_text(encoding="utf-8")
+    assert text.count("| policy |" + " 100.0 [100.0, 100.0] |" * 8) == 2
+
+
+def test_empty_answers_make_a_table_of_noughts() -> None:
+    rows = [make_row(example, sample, "") for example, sample, *_ in plan()]
+    line = make_tables(rows)["rules"]["strict"]["main"]["policy"]
+    assert {figure["mean"] for figure in [*line["sets"].values(), *line["averages"]]} == {0.0}
