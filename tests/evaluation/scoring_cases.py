@@ -62,7 +62,7 @@ CHOICES = [
     (OMNI_B, " B :", 1, 1),
     (OMNI_B, "**B**", 1, 1),
     (OMNI_B, "`B`", 1, 1),
-    (OMNI_B, "Option B", 1, 1),
+    (OMNI_B, "Option B", 0, 1),  # "ion" is in "lesion"
     (OMNI_B, "B<|im_end|>", 1, 1),
     (OMNI_B, "\uff22", 0, 1),  # full width: no character in common with any option, so A is chosen
     (OMNI_A, "(A)", 0, 1),  # "(a)" is more like the shorter "b. melanoma", which has an a, than like A's text
@@ -111,7 +111,7 @@ CHOICES = [
     (OMNI_B, "...", 1, 0),
     (OMNI_A, "()", 1, 0),
     (OMNI_B, "<answer></answer>", 0, 0),
-    (OMNI_B, "<answer> </answer>B", 0, 0),
+    (OMNI_B, "<answer> </answer>B", 1, 0),
     (OMNI_B, "\\boxed{}", 0, 0),
     # tags, boxes, announcements
     (OMNI_B, "<answer>B</answer>", 1, 1),
@@ -126,18 +126,18 @@ CHOICES = [
     (OMNI_B, "\\boxed{C}", 0, 0),
     (OMNI_B, "The answer is B", 1, 1),
     (OMNI_B, "The answer is B.", 1, 1),
-    (OMNI_B, "The answer is: B", 1, 1),
+    (OMNI_B, "The answer is: B", 0, 1),  # ": b" is no letter, and most like "a. benign …"
     (OMNI_B, "Answer: B", 1, 1),
     (OMNI_B, "**Answer**: B", 1, 1),
     (OMNI_B, "**Answer:** B", 1, 1),
     (OMNI_B, "The margins are irregular. Final answer: B. Melanoma", 1, 1),
     (OMNI_B, "Answer: A\nAnswer: B", 1, 0),
-    (OMNI_B, "Answer: B\n\nThe margins are irregular.", 0, 1),
-    (OMNI_B, "The answer is not B", 1, 0),
+    (OMNI_B, "Answer: B\n\nThe margins are irregular.", 1, 1),
+    (OMNI_B, "The answer is not B", 0, 0),
     (OMNI_B, "B\n\nThe margins are irregular.", 1, 0),  # nothing says that the first line is the answer
     (OMNI_B, "The margins are irregular.\n\nB", 1, 0),
     (OMNI_B, "<think>the answer is B", 1, 0),  # cut off in a thought
-    (OMNI_B, f"<think>B?</think>{CALL}", 0, 0),
+    (OMNI_B, f"<think>B?</think>{CALL}", 1, 0),  # some option is always the most similar
     # Chinese
     (OMNI_B, "选B", 1, 1),
     (OMNI_B, "答案：B", 1, 1),
@@ -155,7 +155,7 @@ CHOICES = [
     (PMC_B, "B: Melanoma", 1, 1),
     (PMC_B, "benign nevus", 0, 0),
     (OWN_CHOICE, "d. no lesion", 1, 1),
-    (OWN_CHOICE, "no", 1, 0),
+    (OWN_CHOICE, "no", 0, 0),  # which stands in "melanoma", too, and that is shorter
 ]
 
 YES_OR_NO = [
