@@ -23,38 +23,38 @@ BREAKDOWNS = ("modality", "question_type", "language", "answer_kind")
 OPEN_MEASURES = ("exact", "recall", "f1")
 
 
-def estimate(rows: Sequence[Row], value: Callable[[Row], float], bootstrap: Bootstrap, label: str) -> Figure:
+def estimate(rows: Sequence[Row], value: Callable[[Row], float], bootstrap: Bootstrap) -> Figure:
     """questions, and a value's mean with the ends of its interval."""
     values = question_means(rows, value)
-    low, high = bootstrap.interval(bootstrap.means(values, label))
+    low, high = bootstrap.interval(bootstrap.means(values))
     return {"questions": len(values), "mean": float(values.mean()), "low": low, "high": high}
 
 
-def accuracy(rows: Sequence[Row], rule: str, bootstrap: Bootstrap, label: str) -> Figure:
+def accuracy(rows: Sequence[Row], rule: str, bootstrap: Bootstrap) -> Figure:
     """Share of right answers under a rule."""
-    return estimate(rows, partial(correct, rule=rule), bootstrap, f"{rule}/{label}")
+    return estimate(rows, partial(correct, rule=rule), bootstrap)
 
 
 def average(sets: Mapping[str, Sequence[Row]], rule: str, bootstrap: Bootstrap) -> Figure:
     """The mean of the sets' accuracies, each set counting the same; every set is drawn from by itself."""
     values = {name: question_means(rows, partial(correct, rule=rule)) for name, rows in sets.items()}
-    means = np.mean([bootstrap.means(values[name], f"{rule}/{name}") for name in sets], axis=0)
+    means = np.mean([bootstrap.means(values[name], name) for name in sets], axis=0)
     low, high = bootstrap.interval(means)
     return {"sets": list(sets), "mean": float(np.mean([v.mean() for v in values.values()])), "low": low, "high": high}
 
 
-def breakdown(rows: Sequence[Row], key: str, rule: str, bootstrap: Bootstrap, label: str) -> dict[str, Figure]:
+def breakdown(rows: Sequence[Row], key: str, rule: str, bootstrap: Bootstrap) -> dict[str, Figure]:
     """Accuracy by the values of one of a row's fields, the most frequent first."""
     groups = grouped(rows, lambda row: row.get(key) or "")
     order = sorted(groups, key=lambda name: (-len(groups[name]), name))
-    return {name: accuracy(groups[name], rule, bootstrap, f"{label}/{key}/{name}") for name in order}
+    return {name: accuracy(groups[name], rule, bootstrap) for name in order}
 
 
-def closed_and_open(rows: Sequence[Row], rule: str, bootstrap: Bootstrap, label: str) -> dict[str, Figure]:
+def closed_and_open(rows: Sequence[Row], rule: str, bootstrap: Bootstrap) -> dict[str, Figure]:
     """Accuracy of the closed and of the open questions apart, and the open measures; what is not there is left out."""
     groups = grouped(rows, lambda row: "open" if is_open(row) else "closed")
     names = [name for name in ("closed", "open") if name in groups]
-    figures = {name: accuracy(groups[name], rule, bootstrap, f"{label}/{name}") for name in names}
+    figures = {name: accuracy(groups[name], rule, bootstrap) for name in names}
     if "open" in groups and all(rule in row["scores"] for row in groups["open"]):
         for measure in OPEN_MEASURES:
             means = question_means(groups["open"], lambda row, name=measure: row["scores"][rule][name])
@@ -125,7 +125,7 @@ def _calls(row: Row) -> int:
     return sum(observation is not None or "<tool_call>" in text for text, observation in turns)
 
 
-def grounding(rows: Sequence[Row], bootstrap: Bootstrap, label: str) -> Figure | None:
+def grounding(rows: Sequence[Row], bootstrap: Bootstrap) -> Figure | None:
     """Agreement of the zooms with the true boxes, where these are known; None where they never are.
 
     The best of an answer's zooms counts (`mean_iou`, `hit_rate`), and its last (`last_iou`), which nobody chose knowing
@@ -136,13 +136,13 @@ def grounding(rows: Sequence[Row], bootstrap: Bootstrap, label: str) -> Figure |
     if not rows:
         return None
 
-    def of(measure: Callable[..., float], zooms: slice, name: str) -> Figure:
-        return estimate(rows, lambda row: measure(row["boxes"][zooms], row["true_boxes"]), bootstrap, f"{label}/{name}")
+    def of(measure: Callable[..., float], zooms: slice) -> Figure:
+        return estimate(rows, lambda row: measure(row["boxes"][zooms], row["true_boxes"]), bootstrap)
 
     return {
-        "mean_iou": of(best_iou, slice(None), "mean_iou"),
-        "last_iou": of(best_iou, slice(-1, None), "last_iou"),
-        "hit_rate": of(any_hit, slice(None), "hit_rate"),
+        "mean_iou": of(best_iou, slice(None)),
+        "last_iou": of(best_iou, slice(-1, None)),
+        "hit_rate": of(any_hit, slice(None)),
         "zoomed": float(np.mean([bool(row["boxes"]) for row in rows])),
         "entropy": entropy_and_iou(rows),
     }
@@ -162,7 +162,7 @@ def entropy_and_iou(rows: Sequence[Row]) -> Figure | None:
     return {"zooms": len(pairs), "pearson": pearson(entropies, ious), "spearman": spearman(entropies, ious)}
 
 
-def paired(first: Sequence[Row], second: Sequence[Row], rule: str, bootstrap: Bootstrap, label: str) -> Figure | None:
+def paired(first: Sequence[Row], second: Sequence[Row], rule: str, bootstrap: Bootstrap) -> Figure | None:
     """Two runs on the questions that both answered; None when they share none.
 
     Accuracies, the difference (first - second) with its interval, on how many questions either was better, and the
@@ -173,7 +173,7 @@ def paired(first: Sequence[Row], second: Sequence[Row], rule: str, bootstrap: Bo
     if not shared:
         return None
     differences = np.array([one[question] - two[question] for question in shared])
-    low, high = bootstrap.interval(bootstrap.means(differences, f"{rule}/{label}/paired"))
+    low, high = bootstrap.interval(bootstrap.means(differences))
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
     return {
         "questions": len(shared),

@@ -45,7 +45,8 @@ def question_of(row: Row) -> Question:
 
 def set_of(row: Row) -> str:
     """The short name of the row's set, without the variant behind a slash."""
-    return row.get("dataset", "").partition("/")[0]
+    name = row.get("dataset", "")
+    return name.partition("/")[0] if "/" in name else name
 
 
 def is_open(row: Row) -> bool:
@@ -81,6 +82,8 @@ def by_question(rows: Iterable[Row], value: Callable[[Row], float]) -> dict[Ques
     return {question: sum(map(value, group)) / len(group) for question, group in groups.items()}
 
 
-def question_means(rows: Iterable[Row], value: Callable[[Row], float]) -> np.ndarray:
+def question_means(rows: Sequence[Row], value: Callable[[Row], float]) -> np.ndarray:
     """The same as an array `[Q]` float64."""
+    if len({row["id"] for row in rows}) == len(rows):  # one answer each: nothing to look up
+        return np.array([value(row) for row in rows], np.float64)
     return np.array(list(by_question(rows, value).values()), np.float64)

@@ -17,8 +17,8 @@ class Bootstrap:
     seed: int = 0
     level: float = 0.95
 
-    def means(self, values: np.ndarray, label: str) -> np.ndarray:
-        """Means `[R]` of samples with replacement of `values [Q]`; `label` gives each figure draws of its own.
+    def means(self, values: np.ndarray, label: str = "") -> np.ndarray:
+        """Means `[R]` of samples with replacement of `values [Q]`; figures that are put together need different labels.
 
         How often each distinct value is drawn is all that the mean depends on, and is multinomial: one draw of counts
         instead of Q draws of questions.

@@ -87,7 +87,7 @@ def make_tables(
             for rule in rules_of(rows)
         },
         "tool_use": _known({name: figures.tool_use(group) for name, group in sets.items()}),
-        "grounding": _known({name: figures.grounding(group, bootstrap, name) for name, group in sets.items()}),
+        "grounding": _known({name: figures.grounding(group, bootstrap) for name, group in sets.items()}),
     }
 
 
@@ -97,7 +97,7 @@ def _main(rows: Sequence[Row], rule: str, bootstrap: Bootstrap) -> Figure:
     line: Figure = {"sets": {}, "averages": []}
     for group in MAIN_TABLE:
         there = {column.name: sets[column.name] for column in group if column.name in sets}
-        line["sets"] |= {name: figures.accuracy(found, rule, bootstrap, name) for name, found in there.items()}
+        line["sets"] |= {name: figures.accuracy(found, rule, bootstrap) for name, found in there.items()}
         line["averages"].append(figures.average(there, rule, bootstrap) if len(there) == len(group) else None)
     return line
 
@@ -107,11 +107,11 @@ def _of_rule(sets: Mapping[str, Sequence[Row]], rule: str, bootstrap: Bootstrap)
     several = {name: rows for name, rows in sets.items() if len(rows) > len(grouped(rows, question_of))}
     return {
         "sets": {
-            name: figures.accuracy(rows, rule, bootstrap, name) | figures.closed_and_open(rows, rule, bootstrap, name)
+            name: figures.accuracy(rows, rule, bootstrap) | figures.closed_and_open(rows, rule, bootstrap)
             for name, rows in sets.items()
         },
         "breakdowns": {
-            name: {key: figures.breakdown(rows, key, rule, bootstrap, name) for key in figures.BREAKDOWNS}
+            name: {key: figures.breakdown(rows, key, rule, bootstrap) for key in figures.BREAKDOWNS}
             for name, rows in sets.items()
         },
         "samples": {name: figures.samples(rows, rule) for name, rows in several.items()},
@@ -131,7 +131,7 @@ def _comparisons(
         theirs = grouped(other, set_of)
         return _known(
             {
-                name: figures.paired(group, theirs.get(name, ()), rule, bootstrap, name)
+                name: figures.paired(group, theirs.get(name, ()), rule, bootstrap)
                 for name, group in grouped(rows, set_of).items()
             }
         )

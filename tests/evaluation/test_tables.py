@@ -263,7 +263,7 @@ def test_grounding_by_hand(tmp_path) -> None:
         zooming("4", 0, [ALL], [LEFT, RIGHT], ["crop", None]),
         zooming("5", 0, [ALL], [], ["crop", None], entropy=[9.0]),  # no truth
     ]
-    figure = figures.grounding(rows, BOOTSTRAP, "set")
+    figure = figures.grounding(rows, BOOTSTRAP)
     assert figure["mean_iou"]["mean"] == pytest.approx((1 + 0 + 0 + 0.5) / 4)
     assert figure["last_iou"]["mean"] == pytest.approx((0.5 + 0 + 0 + 0.5) / 4)
     assert figure["hit_rate"]["mean"] == pytest.approx(2 / 4)
@@ -272,7 +272,7 @@ def test_grounding_by_hand(tmp_path) -> None:
     assert figure["entropy"]["zooms"] == 3
     assert figure["entropy"]["pearson"] == pytest.approx(np.corrcoef(entropies, ious)[0, 1])
     assert figure["entropy"]["spearman"] == pytest.approx(-1)
-    assert figures.grounding([small("1", 1)], BOOTSTRAP, "set") is None
+    assert figures.grounding([small("1", 1)], BOOTSTRAP) is None
     write_tables(tmp_path, rows)
     assert "| vqa\\_rad |" not in (tmp_path / "tables.md").read_text()
     assert "## Grounding" in (tmp_path / "tables.md").read_text()

@@ -15,7 +15,7 @@ Not reproduced, since no accuracy of a whole set contains it, or no score could 
   - recall and F1 stand under their own names (there: precision under "recall", recall under "f1");
   - an empty response to an open question scores 0 (there: an exception);
   - a judge's verdict replaces the score of open questions once (there: closed ones of SLAKE are counted twice, those of
-    PathVQA dropped); see tables.py;
+    PathVQA dropped); see rows.py;
   - an answer given verbatim is right even when it holds a full stop (there: never, for closed questions).
 """
 
