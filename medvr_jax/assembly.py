@@ -55,7 +55,7 @@ class Parts:
         backbone: its shapes.
         encoder: tokenizer, image processor and system prompt.
         tools: tools by name.
-        source: training and test examples.
+        source: training and test examples; None where the questions come from elsewhere.
     """
 
     config: Any
@@ -65,7 +65,7 @@ class Parts:
     backbone: BackboneConfig
     encoder: Encoder
     tools: dict[str, Tool]
-    source: ExampleSource
+    source: ExampleSource | None
 
     def engine(self, settings: RolloutSettings) -> RolloutEngine:
         """A rollout engine for these shapes and rules."""
@@ -91,8 +91,9 @@ class Parts:
         return sharding.make_layout(sharding.SAMPLING, self.mesh, self.backbone)
 
 
-def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
-    """Reads the model folder and the data; UserError for what is wrong with them. All devices are used by default."""
+def assemble(config: Any, devices: Sequence[jax.Device] | None = None, *, data: bool = True) -> Parts:
+    """Reads the model folder and, where asked for, the data; UserError for what is wrong with them. All devices are
+    used by default."""
     mesh = sharding.make_mesh(sharding.MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
     check_batches(_flat(config), sharding.data_shards(mesh))
     folder = model_folder(config.model.path)
@@ -110,7 +111,7 @@ def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
         )
         if tools:
             _check_observation_fits(encoder, config.rollout)
-        source = make_source(config.data, config.seed)
+        source = make_source(config.data, config.seed) if data else None
     backbone = BackboneConfig.from_folder(folder)
     place = functools.partial(
         sharding.parameter_shardings, layout=sharding.make_layout(sharding.TRAINING, mesh, backbone)
@@ -202,6 +203,15 @@ def greedy_rollout(config: Any, backbone: BackboneConfig, prompts: tuple[tuple[i
         surveyed_prompts=prompts,
         evr=None,
     )
+
+
+def evaluation_rollout(
+    config: Any, backbone: BackboneConfig, prompts: tuple[tuple[int, int], ...] = ()
+) -> RolloutSettings:
+    """Rollouts of `--mode=evaluate`: greedy ones, or as many samples as it asks for."""
+    evaluate = config.evaluate
+    settings = greedy_rollout(config, backbone, prompts)
+    return dataclasses.replace(settings, trajectories=evaluate.samples, temperature=evaluate.temperature)
 
 
 def _evr(config: Any, backbone: BackboneConfig) -> EvrSettings:

@@ -23,6 +23,7 @@ from typing import Any
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from medvr_jax.errors import UserError
+from medvr_jax.evaluation.options import answered_elsewhere, check_option_files, check_options
 from medvr_jax.processes import COUNT, read_processes
 
 REPOSITORY = str(Path(__file__).resolve().parents[1])
@@ -47,6 +48,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rewards.tool": ("consensus", "conditional", "unconditional", "none"),
     "grpo.aggregation": ("token", "sequence"),
     "optimizer.schedule": ("constant", "cosine"),
+    "evaluate.failures": ("refuse", "empty"),
 }
 # Numbers are at least 0 and whole ones at least 1, unless they are named here: (lowest, highest).
 RANGES: dict[str, tuple[float, float]] = {
@@ -70,6 +72,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "grpo.micro_batch_groups": (0, math.inf),
     "optimizer.warmup_steps": (0, math.inf),
     "report.groups": (0, math.inf),
+    "evaluate.questions": (0, math.inf),
+    "evaluate.retries": (0, math.inf),
 }
 POSITIVE = (
     "data.synthetic.period",
@@ -77,6 +81,7 @@ POSITIVE = (
     "optimizer.learning_rate",
     "optimizer.epsilon",
     "optimizer.max_grad_norm",
+    "evaluate.timeout",
 )
 BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 WHOLE_LISTS = ("report.profile_steps",)  # lists of whole numbers, at least 0; the others hold text
@@ -85,10 +90,13 @@ WHOLE_LISTS = ("report.profile_steps",)  # lists of whole numbers, at least 0; t
 # ---------------------------------------------------------------------------------------------- reading a recipe
 
 
-def load_config(spec: str, overrides: Iterable[tuple[str, str]] = (), *, files: bool = True) -> FrozenConfigDict:
+def load_config(
+    spec: str, overrides: Iterable[tuple[str, str]] = (), *, files: bool = True, mode: str = "train"
+) -> FrozenConfigDict:
     """Reads `FILE[:variant]`, applies `(field, text)` overrides and checks the result as `validate` does."""
     file, colon, variant = spec.partition(":")
-    return validate(override(_run_recipe(Path(file), variant if colon else None), overrides), files=files)
+    recipe = _run_recipe(Path(file), variant if colon else None)
+    return validate(override(recipe, overrides), files=files, mode=mode)
 
 
 def _run_recipe(file: Path, variant: str | None) -> ConfigDict:
@@ -148,10 +156,10 @@ def _parse(name: str, text: str, default: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------ checking
 
 
-def validate(config: ConfigDict, *, files: bool = True) -> FrozenConfigDict:
+def validate(config: ConfigDict, *, files: bool = True, mode: str = "train") -> FrozenConfigDict:
     """A frozen copy with whole numbers in decimal fields made decimal; UserError if anything is wrong.
 
-    files: whether the model folder and the data are going to be read, and so must be there and fit.
+    files: whether what `mode` reads of model folder, data and other files must be there and fit.
     """
     schema = _schema(config)
     found = dict(leaves(config))
@@ -162,9 +170,10 @@ def validate(config: ConfigDict, *, files: bool = True) -> FrozenConfigDict:
         if name not in found:
             raise UserError(f"{name}: missing; begin the recipe with configs.base.get_config()")
     checked = {name: _checked_value(name, found[name], default) for name, default in schema.items()}
-    for check in _COMBINATIONS + (_FILES if files else ()):
+    frozen = FrozenConfigDict(_nested(checked))
+    for check in _COMBINATIONS + (_files(frozen, mode) if files else ()):
         check(checked)
-    return FrozenConfigDict(_nested(checked))
+    return frozen
 
 
 def _checked_value(name: str, value: Any, default: Any) -> Any:
@@ -341,13 +350,16 @@ def model_folder(path: str) -> Path:
     return Path(path) if Path(path).exists() else Path(REPOSITORY) / path
 
 
-def _files_exist(c: Mapping[str, Any]) -> None:
+def _model_exists(c: Mapping[str, Any]) -> None:
     if c["trainer"] == "grpo":
         path, folder = c["model.path"], model_folder(c["model.path"])
         if not path or not folder.is_dir():
             raise UserError(f"model.path: {path!r} is not a folder; a Hugging Face model folder is needed")
         if not (folder / "config.json").is_file():
             raise UserError(f"model.path: {path!r} holds no config.json; a Hugging Face model folder is needed")
+
+
+def _data_exists(c: Mapping[str, Any]) -> None:
     if c["data.name"] == "jsonl":
         for name in ("data.train_file", "data.test_file"):
             if not Path(c[name]).is_file():
@@ -365,8 +377,18 @@ _COMBINATIONS: tuple[_Check, ...] = (
     _schedule_fits,
     _profiles_steps,
     _trainer_has_its_section,
+    check_options,
 )
-_FILES: tuple[_Check, ...] = (_images_fit, _files_exist)
+
+
+def _files(config: FrozenConfigDict, mode: str) -> tuple[_Check, ...]:
+    """The checks of what a mode reads."""
+    model, data = (_images_fit, _model_exists), (_data_exists,)
+    if mode != "evaluate":
+        return model + data
+    evaluate = config.evaluate
+    needed = (() if answered_elsewhere(evaluate) else model) + (() if evaluate.sets else data)
+    return (*needed, check_option_files)
 
 
 # ------------------------------------------------------------------------------------------------- names of fields
