@@ -1,7 +1,7 @@
 """From text to answer, and is it the right one? One rule per answer kind, strict on purpose.
 
   choice   the letter ("B", "(b)", "B."), the option's own text, or the letter followed by that text;
-  yes_no   an answer that begins with yes or no and does not contain the other word;
+  yes_no   an answer that begins with yes or no, in English or Chinese, and does not say the other;
   closed, open   the same text after normalisation (case, width, white space, outer punctuation).
 
 An empty answer, and the placeholder "...", match nothing. A reward that guesses what was meant teaches to be vague;
@@ -14,18 +14,24 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+from medvr_jax.rewards import chinese
+
 ANSWER_KINDS = ("choice", "yes_no", "closed", "open")
 
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
-_LETTER = re.compile(r"\(?\s*([a-z])\s*\)?[\s.:,;]*", re.IGNORECASE)
-_LETTER_AND_TEXT = re.compile(r"(?:\(\s*([a-z])\s*\)[.:,]?\s*|([a-z])\s*[).:,]\s*)(\S.*)", re.IGNORECASE | re.DOTALL)
-_OUTER = " \t\n\r.,;:!?\"'`\u201c\u201d\u2018\u2019()[]{}*_"  # the last quotes are the curly ones
+_LETTER = re.compile(r"\(?\s*([a-z])\s*\)?[\s.:,;\u3001\u3002]*", re.IGNORECASE)
+_LETTER_AND_TEXT = re.compile(
+    r"(?:\(\s*([a-z])\s*\)[.:,]?\s*|([a-z])\s*[).:,\u3001]\s*)(\S.*)", re.IGNORECASE | re.DOTALL
+)
+# At the end of the list the curly quotes, and the Chinese marks that NFKC leaves as they are.
+_OUTER = " \t\n\r.,;:!?\"'`()[]{}*_\u201c\u201d\u2018\u2019\u3001\u3002\u300a\u300b\u300c\u300d\u300e\u300f\u3010\u3011"
+_BETWEEN_CHARACTERS = re.compile(rf"(?<={chinese.CHARACTER.pattern}) (?={chinese.CHARACTER.pattern})")
 
 
 def normalise(text: str) -> str:
-    """Text as answers are compared: NFKC, case-folded, single spaces, no outer punctuation."""
+    """Text as answers are compared: NFKC, case-folded, single spaces (none in Chinese), no outer punctuation."""
     text = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(text.split()).strip(_OUTER)
+    return _BETWEEN_CHARACTERS.sub("", " ".join(text.split())).strip(_OUTER)
 
 
 def extract_answer(text: str) -> str | None:
@@ -58,7 +64,10 @@ def chosen_letter(prediction: str, options: Sequence[str]) -> str | None:
 
 def yes_or_no(prediction: str) -> str | None:
     """The word yes or no if the prediction begins with that word and never says the other, else None."""
-    words = re.findall(r"\w+", normalise(prediction))
+    prediction = normalise(prediction)
+    if chinese.CHARACTER.search(prediction):
+        return chinese.yes_or_no(prediction)
+    words = re.findall(r"\w+", prediction)
     if not words or words[0] not in ("yes", "no") or {"yes", "no"} <= set(words):
         return None
     return words[0]
