@@ -160,7 +160,5 @@ def get_config() -> ConfigDict:
     evaluate.judge_model = ""  # its name there
     evaluate.concurrency = 8  # requests to an endpoint or judge that are under way at the same time
     evaluate.timeout = 300.0  # seconds that one request may take
-    evaluate.retries = (
-        6  # of a request that breaks off, takes too long or is refused for now, after ever longer waits
-    )
+    evaluate.retries = 6  # of a request that breaks off, takes too long or is refused for now, after ever longer waits
     return config

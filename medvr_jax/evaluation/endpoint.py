@@ -36,8 +36,8 @@ def ask_all(
         for task, result, error in results:
             if error is not None and not isinstance(error, NoReply):
                 raise error
-            failed = 0 if error is None else failed + 1
-            yield task, result if error is None else error
+            failed = failed + 1 if error else 0
+            yield task, error or result
             if failed >= max(_GIVE_UP, evaluate.concurrency):
                 raise UserError(
                     f"{field}: the last {failed} requests came to nothing ({error}); what was answered before is kept,"

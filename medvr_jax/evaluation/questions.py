@@ -55,7 +55,9 @@ def _refuse_shared(questions: Sequence[QuestionSet]) -> None:
         for identity in one.ids:
             first = seen.setdefault((one.name.partition("/")[0], identity), one.name)
             if first != one.name:
-                raise UserError(f"evaluate.sets: {first} and {one.name} share the question {identity!r}; give one of them")
+                raise UserError(
+                    f"evaluate.sets: {first} and {one.name} share the question {identity!r}; give one of them"
+                )
 
 
 def question_set(name: str, examples: Sequence[Example]) -> QuestionSet:

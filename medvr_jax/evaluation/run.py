@@ -24,9 +24,9 @@ from medvr_jax.evaluation.greedy import make_prediction
 from medvr_jax.evaluation.options import evaluation_folder
 from medvr_jax.evaluation.policy import PolicyWeights, find_weights, load_weights
 from medvr_jax.evaluation.questions import QuestionSet, looked_through, read_questions
+from medvr_jax.evaluation.records import make_row, of_policy
 from medvr_jax.evaluation.results import write_results
 from medvr_jax.evaluation.row_file import Key, RowFile
-from medvr_jax.evaluation.records import make_row, of_policy
 from medvr_jax.inputs.batches import check_room
 from medvr_jax.inputs.survey import prompt_sizes, rooms
 from medvr_jax.reports.progress import Progress
