@@ -155,8 +155,7 @@ def get_config() -> ConfigDict:
     evaluate.model = ""  # its name there
     evaluate.max_tokens = 1024  # of one of its answers
     evaluate.failures = "refuse"  # refuse | empty: a question that the endpoint does not answer counts as left empty
-    # An optional judge of open questions, whose verdicts stand beside the rules: an OpenAI-compatible base URL.
-    evaluate.judge_endpoint = ""
+    evaluate.judge_endpoint = ""  # base URL of a model that judges open questions, beside the rules; empty = none
     evaluate.judge_model = ""  # its name there
     evaluate.concurrency = 8  # requests to an endpoint or judge that are under way at the same time
     evaluate.timeout = 300.0  # seconds that one request may take

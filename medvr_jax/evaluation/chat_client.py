@@ -65,7 +65,6 @@ class ChatClient:
         timeout: float,
         retries: int,
         stopping: threading.Event,
-        first_wait: float = _FIRST_WAIT,
     ) -> None:
         """
         Args:
@@ -75,11 +74,10 @@ class ChatClient:
             timeout: seconds for one request.
             retries: of a request that may succeed later.
             stopping: no request is made, and no wait goes on, once this is set.
-            first_wait: seconds before the first retry; they double from one to the next.
         """
         self._url, self._model, self._field = url.rstrip("/") + "/chat/completions", model, field
         self._key, self._timeout, self._retries = key, timeout, retries
-        self._stopping, self._first_wait = stopping, first_wait
+        self._stopping = stopping
         self._limit = "max_tokens"  # what the endpoint calls the longest answer
         self._opener = urllib.request.build_opener(_NoRedirect)
 
@@ -102,7 +100,7 @@ class ChatClient:
 
     def _wait(self, attempt: int, asked: float | None) -> None:
         """Twice as long each time, or as long as the server asks; never quite the same, so that threads spread out."""
-        seconds = min(self._first_wait * 2**attempt, _LONGEST_WAIT) * random.uniform(0.75, 1.25)
+        seconds = min(_FIRST_WAIT * 2**attempt, _LONGEST_WAIT) * random.uniform(0.75, 1.25)
         if self._stopping.wait(max(seconds, min(asked or 0.0, _LONGEST_ASKED))):
             raise NoReply("stopped")
 

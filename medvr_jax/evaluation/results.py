@@ -72,7 +72,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, Any]:
 def read_rows(file: Path) -> list[Row]:
     """The rows of another evaluation."""
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
     except (OSError, ValueError) as error:
         raise UserError(f"evaluate.compare_with: {file} cannot be read: {error}") from error
 
