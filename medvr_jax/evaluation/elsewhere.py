@@ -39,11 +39,11 @@ def _from_file(evaluate: Any, folder: Path, questions: Sequence[QuestionSet]) ->
     for one, texts in zip(questions, answers, strict=True):
         with _opened(folder, one, samples, identity) as file:
             missing, places = file.missing, one.places()
-            with Progress(len(texts), len(file.done), f"score {one.name}") as progress:
+            with Progress(len(texts), file.count, f"score {one.name}") as progress:
                 for start in range(0, len(missing), _AT_ONCE):
                     keys = missing[start : start + _AT_ONCE]
                     file.append(make_row(one.name, one.examples[places[i]], s, texts[i, s]) for i, s in keys)
-                    progress.update(len(file.done))
+                    progress.update(file.count)
             rows.append(file.finish())
     return rows, {"policy": path.stem, "decoding": "unknown", "file": str(path), "samples": samples}
 

@@ -66,7 +66,7 @@ def ask_questions(evaluate: Any, system: str, questions: QuestionSet, file: RowF
     """
     places, stopping, field = questions.places(), threading.Event(), "evaluate.endpoint"
     client = make_client(evaluate, field, evaluate.endpoint, evaluate.model, stopping)
-    total, failures = len(file.done) + len(file.missing), []
+    total, failures = file.count + len(file.missing), []
 
     def tasks() -> Iterator[tuple[Key, Example]]:
         for key in file.missing:
@@ -80,14 +80,14 @@ def ask_questions(evaluate: Any, system: str, questions: QuestionSet, file: RowF
         reply = client.ask(messages, temperature=evaluate.temperature, max_tokens=evaluate.max_tokens)
         return make_row(questions.name, example, sample, reply.text, {"ended": "truncated" if reply.cut else "answer"})
 
-    with Progress(total, len(file.done), f"ask {questions.name}") as progress:
+    with Progress(total, file.count, f"ask {questions.name}") as progress:
         for (key, example), result in ask_all(tasks(), work, evaluate, field, stopping):
             if isinstance(result, NoReply):
                 failures.append((key, example, str(result)))
                 progress.note(f"{key[0]}: {result}")
                 continue
             file.append([result])
-            progress.update(len(file.done), f"{len(failures)} failed" if failures else "")
+            progress.update(file.count, f"{len(failures)} failed" if failures else "")
     if failures and evaluate.failures == "refuse":
         (identity, _), _, why = failures[0]
         raise UserError(

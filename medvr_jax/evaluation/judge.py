@@ -85,13 +85,13 @@ def _verdicts(evaluate: Any, folder: Path, questions: QuestionSet, rows: Sequenc
 
     with RowFile(folder, list(by_key), identity, "judgements") as file:
         file.tell()
-        with Progress(len(rows), len(file.done), f"judge {questions.name}") as progress:
+        with Progress(len(rows), file.count, f"judge {questions.name}") as progress:
             for (key, _), result in ask_all(tasks(), work, evaluate, _FIELD, stopping):
                 if isinstance(result, NoReply):
                     failures.append(f"id {key[0]!r}: {result}")
                     continue
                 file.append([result])
-                progress.update(len(file.done))
+                progress.update(file.count)
         if failures:
             raise UserError(
                 f"{_FIELD}: {len(failures)} of {len(rows)} verdicts on {questions.name} did not come, the first for"

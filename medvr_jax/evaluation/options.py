@@ -26,6 +26,11 @@ def check_options(c: Mapping[str, Any]) -> None:
             raise UserError(f"evaluate.sets: found {name!r}, allowed are names as vqa_rad or slake/en")
         if sets.count(name) > 1:
             raise UserError(f"evaluate.sets: found {name!r} {sets.count(name)} times, allowed is once")
+    if not sets and c["evaluate.split"] != "test":
+        raise UserError(
+            f"evaluate.split: found {c['evaluate.split']!r} without evaluate.sets, allowed is 'test'; other questions of"
+            " your own are given as data.test_file"
+        )
     if samples > 1 and not temperature:
         raise UserError(
             f"evaluate.temperature: found {temperature} with evaluate.samples = {samples}, which would all be the same;"
@@ -93,7 +98,7 @@ def _name(evaluate: Any) -> str:
         parts.append("no_tools")
     if evaluate.temperature:
         parts.append(f"{evaluate.samples}_samples_at_{evaluate.temperature:g}")
-    if evaluate.sets and evaluate.split != "test":
+    if evaluate.split != "test":
         parts.append(f"split_{_word(evaluate.split)}")
     return "_".join(parts)
 

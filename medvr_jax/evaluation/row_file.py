@@ -39,6 +39,11 @@ class RowFile:
         self._read()
 
     @property
+    def count(self) -> int:
+        """How many rows are there."""
+        return len(self._lines)
+
+    @property
     def done(self) -> set[Key]:
         """The keys whose rows are there."""
         return set(self._lines)

@@ -41,8 +41,10 @@ _OF_TRAINING = ("rollout.trajectories", "rollout.groups_at_once", "rollout.tempe
 def evaluate(config: Any, workdir: str | Path) -> None:
     """Answers what is not answered yet, then writes results and tables."""
     config = _of_evaluation(config)
+    with distributed.together():  # a published set may have to be prepared first, by one process
+        questions = read_questions(config) if distributed.is_main() else []
     with distributed.together():
-        questions = read_questions(config)
+        questions = questions or read_questions(config)
     weights = find_weights(config, workdir)
     folder = evaluation_folder(config.evaluate, workdir)
     print(f"evaluating {weights.name}: {', '.join(f'{len(q.ids)} questions of {q.name}' for q in questions)}")
