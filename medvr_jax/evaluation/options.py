@@ -28,8 +28,8 @@ def check_options(c: Mapping[str, Any]) -> None:
             raise UserError(f"evaluate.sets: found {name!r} {sets.count(name)} times, allowed is once")
     if not sets and c["evaluate.split"] != "test":
         raise UserError(
-            f"evaluate.split: found {c['evaluate.split']!r} without evaluate.sets, allowed is 'test'; other questions of"
-            " your own are given as data.test_file"
+            f"evaluate.split: found {c['evaluate.split']!r} without evaluate.sets, allowed is 'test'; for other"
+            " questions of your own give data.test_file"
         )
     if samples > 1 and not temperature:
         raise UserError(
