@@ -12,6 +12,7 @@ import ssl
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,9 @@ class ChatClient:
         self._key, self._timeout, self._retries = key, timeout, retries
         self._stopping = stopping
         self._limit = "max_tokens"  # what the endpoint calls the longest answer
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        here = urllib.parse.urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
+        proxies = urllib.request.ProxyHandler({} if here else None)  # None: those of the environment
+        self._opener = urllib.request.build_opener(_NoRedirect, proxies)
 
     def ask(self, messages: Sequence[Mapping[str, Any]], *, temperature: float, max_tokens: int) -> Reply:
         """The model's reply.
@@ -186,9 +189,9 @@ def _asked_to_wait(text: str | None) -> float | None:
         return None
 
 
-def user_message(text: str, images: Sequence[bytes | str | Path] = ()) -> dict[str, Any]:
-    """A user's turn: the images, then the text."""
-    shown = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+def user_message(text: str, urls: Sequence[str] = ()) -> dict[str, Any]:
+    """A user's turn: the images at these URLs, then the text."""
+    shown = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {"role": "user", "content": [*shown, {"type": "text", "text": text}] if shown else text}
 
 

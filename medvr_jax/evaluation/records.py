@@ -22,7 +22,7 @@ def make_row(
         response: the model's last text.
         more: further keys, which only some models have.
     """
-    response = strip_end_of_turn(response)
+    response = strip_end_of_turn(response).encode(errors="replace").decode()  # half a character cannot be written
     return {
         "id": example.id,
         "dataset": example.dataset or name,

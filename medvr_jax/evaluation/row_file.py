@@ -94,7 +94,7 @@ class RowFile:
         content, wanted, good = self.path.read_bytes(), set(self._keys), 0
         for line in content.splitlines(keepends=True):
             key = _key_of_line(line)
-            if key not in wanted or key in self._lines:
+            if key is None or key not in wanted or key in self._lines:
                 break
             self._lines[key] = line
             good += len(line)
@@ -120,7 +120,8 @@ def _key_of_line(line: bytes) -> Key | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        return _key(json.loads(line))
+        identity, sample = _key(json.loads(line))
+        return (identity, sample) if isinstance(identity, str) and isinstance(sample, int) else None
     except (ValueError, KeyError, TypeError):
         return None
 

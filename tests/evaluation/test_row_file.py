@@ -59,6 +59,7 @@ def test_what_is_no_row_is_cut_with_all_behind_it(tmp_path: Path) -> None:
         b"\0" * 30 + b"\n",
         b"[1]\n",
         b'{"id": "a"}\n',
+        b'{"id": [], "sample": 0}\n',
         b'{"id": "z", "sample": 0}\n',
         b"\xff\n",
         lines[0],
