@@ -123,3 +123,48 @@ def test_is_correct_by_kind() -> None:
     assert not is_correct("lung", answer="left lung", answer_kind="open")
     with pytest.raises(ValueError, match="answer_kind"):
         is_correct("x", answer="x", answer_kind="essay")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "said"),
+    [
+        ("是", "yes"),
+        ("是的。", "yes"),
+        ("有肿瘤", "yes"),
+        ("对", "yes"),
+        ("不是", "no"),
+        ("没有，这是正常的", "no"),
+        ("否", "no"),
+        ("无。", "no"),
+        ("不存在", "no"),
+        ("No，没有", "no"),
+        ("Yes，有肿瘤", "yes"),
+        ("Yes，没有", None),
+        ("是不是", None),
+        ("有没有", None),
+        ("是否", None),
+        ("是或否", None),
+        ("没有或有", None),
+        ("否，是的", None),
+        ("不是没有", None),
+        ("有可能", None),
+        ("无法判断", None),
+        ("不知道", None),
+        ("对称", None),  # begins with a word for right
+        ("正常", None),
+        ("肺", None),
+    ],
+)
+def test_yes_or_no_in_chinese(prediction: str, said: str | None) -> None:
+    assert yes_or_no(prediction) == said
+    if said:
+        assert is_correct(prediction, answer={"yes": "有", "no": "不是"}[said], answer_kind="yes_no")
+        assert not is_correct(prediction, answer={"yes": "不是", "no": "有"}[said], answer_kind="yes_no")
+
+
+def test_chinese_texts() -> None:
+    assert is_correct("左 肺。", answer="左肺", answer_kind="open")
+    assert not is_correct("右肺", answer="左肺", answer_kind="open")
+    assert chosen_letter("B、黑色素瘤。", ("痣", "黑色素瘤")) == "B"
+    assert chosen_letter("B。", ("痣", "黑色素瘤")) == "B"
+    assert chosen_letter("A、黑色素瘤", ("痣", "黑色素瘤")) is None
