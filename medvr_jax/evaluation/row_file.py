@@ -38,6 +38,13 @@ class RowFile:
         self._note = self._put_aside_others(json.loads(json.dumps(dict(identity))))
         self._read()
 
+    def tell(self) -> None:
+        """Prints what was found: rows of something else, or some of the rows."""
+        if self._note:
+            print(self._note)
+        elif self._lines:
+            print(f"{self.path}: {len(self._lines)} of {len(self._keys)} are there")
+
     @property
     def count(self) -> int:
         """How many rows are there."""

@@ -175,7 +175,7 @@ def test_several_sets(tmp_path: Path, sets: None) -> None:
     del lines[2]["dataset"]
     message = refused(write(tmp_path / "b.jsonl", lines), tmp_path, sets=names)
     assert """line 3: id '1' is in vqa_rad and pmc_vqa; say which one as "dataset\"""" in message
-    assert "share question '1'" in refused(file, tmp_path, sets="pmc_vqa,pmc_vqa/v1")
+    assert "share the question '1'" in refused(file, tmp_path, sets="pmc_vqa,pmc_vqa/v1")
 
 
 def test_two_models_are_compared_in_pairs(tmp_path: Path) -> None:
