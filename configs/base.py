@@ -153,4 +153,26 @@ def get_config() -> ConfigDict:
     report.groups = 12  # groups shown with image, boxes and texts
     report.rollouts_every = 10  # steps between files of rollouts/; the first and last step always have one
     report.profile_steps = ()  # steps that jax.profiler traces into WORKDIR/profile/, e.g. (5,); for XProf or Perfetto
+
+    # --mode=evaluate alone; the evaluations of a training run are greedy, on the test questions of `data`.
+    evaluate = config.evaluate = section()
+    evaluate.sets = ()  # published sets, e.g. ("vqa_rad", "slake/en"); () = the test questions of `data`
+    evaluate.split = "test"  # which part of these sets
+    evaluate.questions = 0  # of each set, the first ones; 0 = all of it, and of `data` as many as data.test_examples
+    evaluate.samples = 1  # answers to each question
+    evaluate.temperature = 0.0  # of sampling; 0 = greedy, and then evaluate.samples = 1
+    evaluate.tools = True  # off: tools are not offered, and the token that calls one is never sampled
+    evaluate.system = ""  # system prompt; empty = that of the run, and of an endpoint's model the one without tools
+    evaluate.name = ""  # folder below WORKDIR/evaluation; empty = by what differs from the plain evaluation
+    evaluate.compare_with = ()  # folders of other runs or evaluations: more lines of the main table, compared in pairs
+    evaluate.predictions_file = ""  # answers of any model, scored instead: JSON lines of id, text and maybe sample
+    evaluate.endpoint = ""  # OpenAI-compatible base URL whose model is asked instead, e.g. http://localhost:8000/v1
+    evaluate.model = ""  # its name there
+    evaluate.max_tokens = 1024  # of one of its answers
+    evaluate.failures = "refuse"  # refuse | empty: a question that the endpoint does not answer counts as left empty
+    evaluate.judge_endpoint = ""  # base URL of a model that judges open questions, beside the rules; empty = none
+    evaluate.judge_model = ""  # its name there
+    evaluate.concurrency = 8  # requests to an endpoint or judge that are under way at the same time
+    evaluate.timeout = 300.0  # seconds that one request may take
+    evaluate.retries = 6  # of a request that breaks off, takes too long or is refused for now, after ever longer waits
     return config

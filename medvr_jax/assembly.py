@@ -56,7 +56,7 @@ class Parts:
         backbone: its shapes.
         encoder: tokenizer, image processor and system prompt.
         tools: tools by name.
-        source: training and test examples.
+        source: training and test examples; None where the questions come from elsewhere.
     """
 
     config: Any
@@ -66,7 +66,7 @@ class Parts:
     backbone: BackboneConfig
     encoder: Encoder
     tools: dict[str, Tool]
-    source: ExampleSource
+    source: ExampleSource | None
 
     def engine(self, settings: RolloutSettings) -> RolloutEngine:
         """A rollout engine for these shapes and rules."""
@@ -226,6 +226,15 @@ def greedy_rollout(config: Any, backbone: BackboneConfig, prompts: tuple[tuple[i
         surveyed_prompts=prompts,
         evr=None,
     )
+
+
+def evaluation_rollout(
+    config: Any, backbone: BackboneConfig, prompts: tuple[tuple[int, int], ...] = ()
+) -> RolloutSettings:
+    """Rollouts of `--mode=evaluate`: greedy ones, or as many samples as it asks for."""
+    evaluate = config.evaluate
+    settings = greedy_rollout(config, backbone, prompts)
+    return dataclasses.replace(settings, trajectories=evaluate.samples, temperature=evaluate.temperature)
 
 
 def _evr(config: Any, backbone: BackboneConfig) -> EvrSettings:

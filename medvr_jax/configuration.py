@@ -24,6 +24,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from medvr_jax.datasets.mixing import parse_sets
 from medvr_jax.errors import UserError
+from medvr_jax.evaluation.options import answered_elsewhere, check_option_files, check_options
 from medvr_jax.processes import COUNT, read_processes
 
 REPOSITORY = str(Path(__file__).resolve().parents[1])
@@ -51,6 +52,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rewards.tool": ("consensus", "conditional", "unconditional", "none"),
     "grpo.aggregation": ("token", "sequence"),
     "optimizer.schedule": ("constant", "cosine"),
+    "evaluate.failures": ("refuse", "empty"),
 }
 # Numbers are at least 0 and whole ones at least 1, unless they are named here: (lowest, highest).
 RANGES: dict[str, tuple[float, float]] = {
@@ -77,6 +79,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "grpo.micro_batch_groups": (0, math.inf),
     "optimizer.warmup_steps": (0, math.inf),
     "report.groups": (0, math.inf),
+    "evaluate.questions": (0, math.inf),
+    "evaluate.retries": (0, math.inf),
 }
 POSITIVE = (
     "data.synthetic.period",
@@ -84,6 +88,7 @@ POSITIVE = (
     "optimizer.learning_rate",
     "optimizer.epsilon",
     "optimizer.max_grad_norm",
+    "evaluate.timeout",
 )
 BELOW_ONE = ("optimizer.b1", "optimizer.b2")
 WHOLE_LISTS = ("report.profile_steps",)  # lists of whole numbers, at least 0; the others hold text
@@ -92,10 +97,13 @@ WHOLE_LISTS = ("report.profile_steps",)  # lists of whole numbers, at least 0; t
 # ---------------------------------------------------------------------------------------------- reading a recipe
 
 
-def load_config(spec: str, overrides: Iterable[tuple[str, str]] = (), *, files: bool = True) -> FrozenConfigDict:
+def load_config(
+    spec: str, overrides: Iterable[tuple[str, str]] = (), *, files: bool = True, mode: str = "train"
+) -> FrozenConfigDict:
     """Reads `FILE[:variant]`, applies `(field, text)` overrides and checks the result as `validate` does."""
     file, colon, variant = spec.partition(":")
-    return validate(override(_run_recipe(Path(file), variant if colon else None), overrides), files=files)
+    recipe = _run_recipe(Path(file), variant if colon else None)
+    return validate(override(recipe, overrides), files=files, mode=mode)
 
 
 def _run_recipe(file: Path, variant: str | None) -> ConfigDict:
@@ -155,10 +163,10 @@ def _parse(name: str, text: str, default: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------ checking
 
 
-def validate(config: ConfigDict, *, files: bool = True) -> FrozenConfigDict:
+def validate(config: ConfigDict, *, files: bool = True, mode: str = "train") -> FrozenConfigDict:
     """A frozen copy with whole numbers in decimal fields made decimal; UserError if anything is wrong.
 
-    files: whether the model folder and the data are going to be read, and so must be there and fit.
+    files: whether what `mode` reads of model folder, data and other files must be there and fit.
     """
     schema = _schema(config)
     found = dict(leaves(config))
@@ -169,9 +177,10 @@ def validate(config: ConfigDict, *, files: bool = True) -> FrozenConfigDict:
         if name not in found:
             raise UserError(f"{name}: missing; begin the recipe with configs.base.get_config()")
     checked = {name: _checked_value(name, found[name], default) for name, default in schema.items()}
-    for check in _COMBINATIONS + (_FILES if files else ()):
+    frozen = FrozenConfigDict(_nested(checked))
+    for check in _COMBINATIONS + (_files(frozen, mode) if files else ()):
         check(checked)
-    return FrozenConfigDict(_nested(checked))
+    return frozen
 
 
 def _checked_value(name: str, value: Any, default: Any) -> Any:
@@ -362,13 +371,16 @@ def model_folder(path: str) -> Path:
     return Path(path) if Path(path).exists() else Path(REPOSITORY) / path
 
 
-def _files_exist(c: Mapping[str, Any]) -> None:
+def _model_exists(c: Mapping[str, Any]) -> None:
     if c["trainer"] == "grpo":
         path, folder = c["model.path"], model_folder(c["model.path"])
         if not path or not folder.is_dir():
             raise UserError(f"model.path: {path!r} is not a folder; a Hugging Face model folder is needed")
         if not (folder / "config.json").is_file():
             raise UserError(f"model.path: {path!r} holds no config.json; a Hugging Face model folder is needed")
+
+
+def _data_exists(c: Mapping[str, Any]) -> None:
     if c["data.filter_file"] and not Path(c["data.filter_file"]).is_file():
         raise UserError(f"data.filter_file: {c['data.filter_file']!r} is not a file; --mode=evaluate writes one")
     if c["data.name"] == "jsonl" or "jsonl" in parse_sets(c["data.sets"])[0]:
@@ -389,8 +401,18 @@ _COMBINATIONS: tuple[_Check, ...] = (
     _profiles_steps,
     _trainer_has_its_section,
     _data_fits,
+    check_options,
 )
-_FILES: tuple[_Check, ...] = (_images_fit, _files_exist)
+
+
+def _files(config: FrozenConfigDict, mode: str) -> tuple[_Check, ...]:
+    """The checks of what a mode reads."""
+    model, data = (_images_fit, _model_exists), (_data_exists,)
+    if mode != "evaluate":
+        return model + data
+    evaluate = config.evaluate
+    needed = (() if answered_elsewhere(evaluate) else model) + (() if evaluate.sets else data)
+    return (*needed, check_option_files)
 
 
 # ------------------------------------------------------------------------------------------------- names of fields

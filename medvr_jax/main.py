@@ -20,6 +20,7 @@ from ml_collections import FrozenConfigDict
 
 from medvr_jax import configuration, workdir
 from medvr_jax.errors import UserError
+from medvr_jax.evaluation.options import answered_elsewhere
 from medvr_jax.processes import COUNT, read_processes
 
 MODES = ("train", "evaluate", "export", "report", "plan")
@@ -43,14 +44,18 @@ def main(overrides: Sequence[tuple[str, str]]) -> None:
     if mode == "plan" and not processes.several:
         run_plan(config, folder)
         return
+    elsewhere = mode == "evaluate" and answered_elsewhere(config.evaluate)
     if not processes.several:
         workdir.prepare_workdir(folder, config, mode)
-        start_devices(config)
+        if not elsewhere:
+            start_devices(config)
         run_mode(config, folder, mode)
         return
 
-    if mode not in SHARED_MODES or config.trainer == "supervised":
-        found = "trainer = 'supervised'" if mode in SHARED_MODES else f"--mode={mode}"
+    if mode not in SHARED_MODES or config.trainer == "supervised" or elsewhere:
+        found = f"--mode={mode}" if mode not in SHARED_MODES else "trainer = 'supervised'"
+        if elsewhere:
+            found = "an evaluation without our policy"
         raise UserError(f"{COUNT}: found {os.environ[COUNT]!r}, but {found} runs in one process; leave it unset")
     start_devices(config)
     from medvr_jax import distributed
@@ -72,6 +77,10 @@ def run_mode(config: FrozenConfigDict, folder: str, mode: str) -> None:
         from medvr_jax.training.loop import train
 
         train(config, folder)
+    elif mode == "evaluate" and answered_elsewhere(config.evaluate):
+        from medvr_jax.evaluation.elsewhere import evaluate_elsewhere
+
+        evaluate_elsewhere(config, folder)
     elif mode == "evaluate":
         from medvr_jax.evaluation.run import evaluate
 
@@ -107,10 +116,10 @@ def read_config(overrides: Sequence[tuple[str, str]]) -> FrozenConfigDict:
         raise UserError("--workdir: missing; give the folder of the run, e.g. --workdir=runs/tiny")
     files = _MODE.value != "report"  # it reads nothing but the run's folder
     if _CONFIG.value:
-        return configuration.load_config(_CONFIG.value, overrides, files=files)
+        return configuration.load_config(_CONFIG.value, overrides, files=files, mode=_MODE.value)
     if _MODE.value == "train":
         raise UserError("--config: missing; give FILE[:variant], e.g. --config=configs/tiny_cpu.py")
-    return workdir.saved_config(_WORKDIR.value, overrides, files=files)
+    return workdir.saved_config(_WORKDIR.value, overrides, files=files, mode=_MODE.value)
 
 
 def start_devices(config: FrozenConfigDict) -> None:

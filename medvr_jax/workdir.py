@@ -13,29 +13,35 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from medvr_jax import configuration
 from medvr_jax.errors import UserError
+from medvr_jax.evaluation.options import answered_elsewhere
 
 # Runs that agree in these have checkpoints of the same shape and meaning.
 CHECKPOINT_FIELDS = ("trainer", "model.", "optimizer.", "grpo.kl_weight")
 EXPORT_FIELDS = ("model.export_dtype",)  # an export of a finished run may choose them anew
-FREE_FIELDS = ("programs.cache", "report.profile_steps")  # they change nothing that a run computes
+FREE_FIELDS = ("programs.cache", "report.profile_steps", "evaluate.")  # they change nothing that a run computes
 
 
 def saved_config(
-    workdir: str | os.PathLike, overrides: Iterable[tuple[str, str]] = (), *, files: bool = True
+    workdir: str | os.PathLike, overrides: Iterable[tuple[str, str]] = (), *, files: bool = True, mode: str = "train"
 ) -> FrozenConfigDict:
     """The configuration that a workdir was started with, overrides applied, checked as `validate` does."""
     saved = ConfigDict(_read_saved(Path(workdir)), type_safe=False)
-    return configuration.validate(configuration.override(saved, overrides), files=files)
+    return configuration.validate(configuration.override(saved, overrides), files=files, mode=mode)
 
 
 def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: str, write: bool = True) -> None:
     """Makes the workdir of a training run and saves config.json there, or checks that both fit each other.
 
     A run goes on only with the same configuration; `steps` may grow. Other modes need an existing run, and only what
-    shapes a checkpoint must be the same. With `write` false (another process of the run does it) config.json is only
-    looked at.
+    shapes a checkpoint must be the same; an evaluation that reads no checkpoint takes any folder, and makes it. With
+    `write` false (another process of the run does it) config.json is only looked at.
     """
     folder = Path(workdir)
+    if mode == "evaluate" and (answered_elsewhere(config.evaluate) or not _has_checkpoints(folder)):
+        _check_writable(folder)
+        if write and not (folder / "config.json").is_file():
+            write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        return
     if mode != "train":
         _refuse_other(folder, _read_saved(folder), config, CHECKPOINT_FIELDS)
         _check_writable(folder)
@@ -47,17 +53,20 @@ def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: 
         if saved["steps"] == config.steps:
             return
     if write:
-        _write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def _has_results(folder: Path) -> bool:
     """Whether a run got far enough to leave anything; if it failed at the door, another may have the folder."""
-    metrics, checkpoints = folder / "metrics.jsonl", folder / "checkpoints"
+    metrics = folder / "metrics.jsonl"
     return (
-        (metrics.is_file() and metrics.stat().st_size > 0)
-        or (checkpoints.is_dir() and any(checkpoints.iterdir()))
-        or (folder / "export").exists()
+        (metrics.is_file() and metrics.stat().st_size > 0) or _has_checkpoints(folder) or (folder / "export").exists()
     )
+
+
+def _has_checkpoints(folder: Path) -> bool:
+    checkpoints = folder / "checkpoints"
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 
 def _read_saved(folder: Path) -> dict[str, Any]:
@@ -78,7 +87,7 @@ def _refuse_other(folder: Path, saved: dict[str, Any], config: FrozenConfigDict,
     old = dict(configuration.leaves(saved))
     new = dict(configuration.leaves(json.loads(json.dumps(config.to_dict()))))
     for name in [*new, *old]:
-        if name in FREE_FIELDS or (prefixes and (name in EXPORT_FIELDS or not name.startswith(prefixes))):
+        if name.startswith(FREE_FIELDS) or (prefixes and (name in EXPORT_FIELDS or not name.startswith(prefixes))):
             continue
         before, now = old.get(name, "nothing"), new.get(name, "nothing")
         schedule = config.optimizer.schedule
@@ -100,10 +109,11 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"--workdir: {folder} cannot be written to: {error.strerror or error}") from error
 
 
-def _write_atomically(file: Path, text: str) -> None:
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """The file with this content, on disk when this returns, or as it was before."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as stream:
-        stream.write(text)
+    with beside.open("wb") as stream:
+        stream.write(content.encode() if isinstance(content, str) else content)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(beside, file)

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from medvr_jax import distributed
 from medvr_jax.errors import UserError
+from medvr_jax.evaluation.run import evaluate
 from medvr_jax.processes import Processes, read_processes
 from medvr_jax.training.loop import train
 from tests.tiny_run import SMALL, small_config
@@ -58,10 +59,11 @@ def environment(clone: Path) -> dict[str, str]:
     return os.environ | cache | {"JAX_PLATFORMS": "cpu"}
 
 
-def start(clone: Path, workdir: Path, **changes: object) -> subprocess.Popen:
+def start(clone: Path, workdir: Path, *more: str, **changes: object) -> subprocess.Popen:
     overrides = SMALL | RUN | {"mesh.host_devices": 4} | {k.replace("__", "."): v for k, v in changes.items()}
     command = ["bash", "launch/processes.sh", "2", "--config=configs/tiny_cpu.py", f"--workdir={workdir}"]
     command += [f"--config.{name}={value}" for name, value in overrides.items()]
+    command += more
     log = log_of(workdir).open("a")
     return subprocess.Popen(command, cwd=clone, stdout=log, stderr=log, env=environment(clone))
 
@@ -175,6 +177,24 @@ def test_exported_weights_are_the_same(runs: tuple[Path, Path, Path]) -> None:
         # AdamW's first steps turn rounding errors of tiny gradients into whole steps; few elements are that small.
         apart = np.abs(tensor.astype(np.float32) - found[name].astype(np.float32))
         assert np.mean(apart) < 1e-5, name
+
+
+def test_an_evaluation_is_the_same(clone: Path) -> None:
+    """Row for row; and byte for byte when the same processes are started again on half of the file."""
+    one, two = clone / "evaluated_by_one", clone / "evaluated_by_two"
+    evaluate(small_config(**{"mesh.host_devices": 8} | RUN), one)
+    assert start(clone, two, "--mode=evaluate").wait(timeout=900) == 0, log_of(two).read_text()
+    expected, found = (lines(folder / "evaluation" / "predictions.jsonl") for folder in (one, two))
+    assert len(expected) == 12 and sum(len(row["boxes"]) for row in expected) > 6
+    for before, after in zip(expected, found, strict=True):
+        assert_same({name: value for name, value in before.items() if name != "box_entropy"}, after)
+        assert_close(before["box_entropy"], after["box_entropy"])
+    names = ("predictions.jsonl", "results.json", "synthetic/predictions.jsonl")
+    whole = [(two / "evaluation" / name).read_bytes() for name in names]
+    (two / "evaluation" / names[2]).write_bytes(whole[2][: len(whole[2]) // 2])
+    assert start(clone, two, "--mode=evaluate").wait(timeout=900) == 0, log_of(two).read_text()
+    assert [(two / "evaluation" / name).read_bytes() for name in names] == whole
+    assert log_of(two).read_text().count("evaluated the model folder") == 2
 
 
 def test_nothing_hangs_when_one_process_has_no_tool_call(clone: Path, runs: tuple[Path, Path, Path]) -> None:

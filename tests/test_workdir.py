@@ -61,15 +61,31 @@ def test_steps_of_a_cosine_schedule_cannot_grow(tiny: ConfigDict, tmp_path: Path
 def test_other_modes_may_change_what_does_not_shape_a_checkpoint(tiny: ConfigDict, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     with pytest.raises(UserError, match="holds no config.json"):
-        prepare_workdir(workdir, configuration.validate(tiny), "evaluate")
+        prepare_workdir(workdir, configuration.validate(tiny), "export")
     prepare_workdir(workdir, configuration.validate(tiny), "train")
     saved = (workdir / "config.json").read_text()
     other = saved_config(workdir, [("data.test_examples", "64"), ("mesh.host_devices", "1")])
     prepare_workdir(workdir, other, "evaluate")
+    prepare_workdir(workdir, other, "export")
     assert (workdir / "config.json").read_text() == saved
     other = saved_config(workdir, [("model.freeze_vision_tower", "false")])
     with pytest.raises(UserError, match="model.freeze_vision_tower was True, now False"):
         prepare_workdir(workdir, other, "export")
+
+
+def test_an_evaluation_of_a_checkpoint_is_one_of_the_same_model(tiny: ConfigDict, tmp_path: Path) -> None:
+    """Where there is none, the model folder itself is evaluated, whichever it is."""
+    workdir = tmp_path / "run"
+    prepare_workdir(workdir, configuration.validate(tiny), "evaluate")
+    saved = (workdir / "config.json").read_text()
+    other = saved_config(workdir, [("model.compute_dtype", "bfloat16")])
+    prepare_workdir(workdir, other, "evaluate")
+    assert (workdir / "config.json").read_text() == saved
+    (workdir / "checkpoints" / "3").mkdir(parents=True)
+    with pytest.raises(UserError, match="model.compute_dtype was 'float32', now 'bfloat16'"):
+        prepare_workdir(workdir, other, "evaluate")
+    elsewhere = [("model.compute_dtype", "bfloat16"), ("evaluate.endpoint", "http://host/v1"), ("evaluate.model", "m")]
+    prepare_workdir(workdir, saved_config(workdir, elsewhere), "evaluate")
 
 
 def test_workdirs_that_cannot_be_used(tiny: ConfigDict, tmp_path: Path) -> None:

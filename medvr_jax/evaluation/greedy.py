@@ -12,18 +12,17 @@ from flax import nnx
 
 from medvr_jax import distributed
 from medvr_jax.datasets.example import Example
+from medvr_jax.evaluation.answers import Answer, answer, make_batches
 from medvr_jax.evaluation.grounding import any_hit, best_iou
-from medvr_jax.inputs.chat import Encoder, Prompt, encode_prompts
-from medvr_jax.inputs.prefetch import Prefetcher
+from medvr_jax.inputs.chat import Encoder
 from medvr_jax.rewards.answers import extract_answer, is_correct
 from medvr_jax.rewards.format import is_well_formed
 from medvr_jax.rollout.engine import RolloutEngine
-from medvr_jax.rollout.trajectories import Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """One answered question, as `evaluation/predictions.jsonl` holds it.
+    """One answered question by the rules of the reward.
 
     Attributes:
         id, answer: the question's id and true answer.
@@ -64,32 +63,21 @@ def predict(
     rows: distributed.Rows,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Prediction]:
-    """Answers all examples, a batch at a time; the last batch is filled up with the first examples, not counted.
+    """Answers all examples, a batch at a time.
 
     Args:
         rows: this process's share of a batch. Every process returns the predictions of all.
         progress: called with (done, total) after each batch.
     """
     predictions: dict[int, Prediction] = {}
+    batches = make_batches(range(len(examples)), rows.total)
+    done = 0
     key = jax.random.key(0)  # greedy sampling draws nothing from it
-    starts = range(0, len(examples), rows.total)
-
-    def prepare(batch: int) -> list[Prompt]:
-        return encode_prompts([examples[(starts[batch] + row) % len(examples)] for row in rows.here], encoder)
-
-    with Prefetcher(prepare, len(starts)) as prepared:
-        for batch, start in enumerate(starts):
-            with distributed.together():
-                prompts = prepared.take(batch)
-            rollout = engine.run(params, prompts, key)
-            sampled = rollout.host.sampled.sum(-1)[:, 0]
-            for index, prompt, group, tokens, mine in zip(
-                start + rows.here, prompts, rollout.trajectories, sampled, rows.mine, strict=True
-            ):
-                if mine and index < len(examples):
-                    predictions[int(index)] = _prediction(prompt.example, group[0], int(tokens))
-            if progress:
-                progress(min(start + rows.total, len(examples)), len(examples))
+    for batch, found in zip(batches, answer(engine, params, encoder, examples, batches, rows, key), strict=True):
+        predictions |= {one.index: make_prediction(one) for one in found}
+        done += batch.counted
+        if progress:
+            progress(done, len(examples))
     return _of_all_processes(predictions)
 
 
@@ -107,7 +95,9 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def _prediction(example: Example, trajectory: Trajectory, sampled_tokens: int) -> Prediction:
+def make_prediction(answered: Answer) -> Prediction:
+    """What an answer comes to."""
+    example, trajectory = answered.example, answered.trajectory
     said = extract_answer(trajectory.texts[-1])
     boxes = tuple(tuple(zoom.normalised) for zoom in trajectory.zooms)
     return Prediction(
@@ -124,7 +114,7 @@ def _prediction(example: Example, trajectory: Trajectory, sampled_tokens: int) -
         hit=any_hit(boxes, example.boxes) if example.boxes else None,
         iou=best_iou(boxes, example.boxes) if example.boxes else None,
         ended=trajectory.ended,
-        sampled_tokens=sampled_tokens,
+        sampled_tokens=answered.sampled_tokens,
     )
 
 

@@ -137,6 +137,10 @@ class RolloutEngine:
         clock.lap("tool")
         return rollout
 
+    def forbid_calls(self) -> None:
+        """From now on the token that begins a call is never sampled."""
+        self.tables = dataclasses.replace(self.tables, banned=self.tables.banned | self.tables.opens_call)
+
     def prompt_size(self, prompts: Sequence[Prompt]) -> tuple[int, int]:
         """The smallest size that holds the prompts of all processes, or the largest there is."""
         tokens = max(len(prompt.token_ids) - 1 for prompt in prompts)

@@ -1,0 +1,105 @@
+"""What an evaluation leaves beside the sets' own files: all rows, their means, and the tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medvr_jax.errors import UserError
+from medvr_jax.evaluation.judge import judge_open
+from medvr_jax.evaluation.options import predictions_of
+from medvr_jax.evaluation.questions import QuestionSet
+from medvr_jax.evaluation.scoring import RULES
+from medvr_jax.evaluation.tables import write_tables
+from medvr_jax.workdir import write_atomically
+
+Row = dict[str, Any]
+_MEANS = {  # of the rows of our own policy, by the rules of the reward
+    "accuracy": ("correct", "accuracy by the reward's rule"),
+    "hit_rate": ("hit", "zoom hits the true box"),
+    "mean_iou": ("iou", "mean IoU with the true box"),
+    "tool_rate": ("called", "answers that used the tool"),
+    "format_rate": ("well_formed", "well-formed trajectories"),
+    "sampled_tokens": ("sampled_tokens", "sampled tokens per answer"),
+}
+
+
+def write_results(
+    folder: Path,
+    questions: Sequence[QuestionSet],
+    rows: Sequence[Sequence[Row]],
+    provenance: Mapping[str, Any],
+    evaluate: Any,
+) -> Path:
+    """Writes predictions.jsonl, results.json, table.md and the tables of `tables.py`; returns table.md.
+
+    Args:
+        rows: of each set, in order.
+        provenance: whose answers they are and how they came about; `policy` is the name.
+    """
+    provenance = dict(provenance)
+    if evaluate.judge_endpoint:
+        rows, provenance["judge"] = judge_open(evaluate, folder, questions, rows)
+    everything = [row for found in rows for row in found]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in everything]
+    write_atomically(folder / "predictions.jsonl", "".join(lines))
+
+    results = provenance | summarise(everything)
+    results["sets"] = {one.name: _scores(found) for one, found in zip(questions, rows, strict=True)}
+    write_atomically(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_atomically(folder / "table.md", _table(results))
+    others = {name: read_rows(predictions_of(name)) for name in evaluate.compare_with}
+    without = _without_tool(folder, results)
+    write_tables(folder, everything, model=provenance["policy"], others=others, without_tool=without)
+    return folder / "table.md"
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, Any]:
+    """Means over the rows; of hit rate and IoU over those with a true box, where an answer without a zoom is a miss
+    with IoU 0."""
+    found: dict[str, Any] = {"examples": len({(row["dataset"], row["id"]) for row in rows}), "answers": len(rows)}
+    for name, (key, _) in _MEANS.items():
+        values = [row[key] for row in rows if row.get(key) is not None]
+        if values:
+            found[name] = float(np.mean(values))
+    return found | {"scores": {rule: _mean(rows, rule) for rule in RULES}}
+
+
+def read_rows(file: Path) -> list[Row]:
+    """The rows of another evaluation."""
+    try:
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise UserError(f"evaluate.compare_with: {file} cannot be read: {error}") from error
+
+
+def _mean(rows: Sequence[Row], rule: str) -> float:
+    return float(np.mean([row["scores"][rule]["correct"] for row in rows]))
+
+
+def _scores(rows: Sequence[Row]) -> dict[str, Any]:
+    return {"questions": len({row["id"] for row in rows})} | {rule: _mean(rows, rule) for rule in RULES}
+
+
+def _without_tool(folder: Path, results: Mapping[str, Any]) -> list[Row] | None:
+    """The answers of the same policy with the tool forbidden, if they lie in the folder below this one."""
+    file = folder / "no_tools" / "results.json"
+    if "weights" not in results or not file.is_file():
+        return None
+    other = json.loads(file.read_text(encoding="utf-8"))
+    if other.get("weights") != results.get("weights"):
+        return None
+    return read_rows(file.with_name("predictions.jsonl"))
+
+
+def _table(results: Mapping[str, Any]) -> str:
+    head = f"{results['policy']}, {results['data']} data, {results['decoding']} decoding.\n"
+    figures = {title: results[name] for name, (_, title) in _MEANS.items() if name in results}
+    figures |= {f"accuracy by the rule `{rule}`": value for rule, value in results["scores"].items()}
+    lines = [f"| questions | {results['examples']} |", f"| answers | {results['answers']} |"]
+    lines += [f"| {title} | {value:.3f} |" for title, value in figures.items()]
+    return "\n".join([head[0].upper() + head[1:], "| figure | value |", "|---|---|", *lines]) + "\n"

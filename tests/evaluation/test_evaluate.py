@@ -1,0 +1,301 @@
+"""`--mode=evaluate` of our own policy: killed and started again, samples, the tool forbidden, several sets."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, Qwen2VLForConditionalGeneration
+
+from medvr_jax import assembly
+from medvr_jax.configuration import load_config
+from medvr_jax.datasets.synthetic import SyntheticTask
+from medvr_jax.evaluation import questions, run
+from medvr_jax.inputs.chat import encode_prompt
+from medvr_jax.training.checkpoints import Checkpoints
+from medvr_jax.training.loop import train
+from medvr_jax.training.trainer import Trainer
+from medvr_jax.workdir import prepare_workdir, saved_config
+from tests.tiny_run import SMALL, small_config
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = REPOSITORY / "medvr_jax" / "assets" / "tiny"
+FILES = ("predictions.jsonl", "results.json", "table.md", "tables.json", "synthetic/predictions.jsonl")
+
+
+def evaluate(workdir: Path, variant: str = "full", **overrides: object) -> list[dict[str, Any]]:
+    """Evaluates the tiny model in this process; the rows."""
+    config = small_config(variant, **overrides)
+    run.evaluate(config, workdir)
+    return rows_of(run.evaluation_folder(config.evaluate, workdir))
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().split("\n")[:-1]]
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
+
+
+# ------------------------------------------------------------------------------------------ killed and started again
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which what is compiled once is kept: the same programs are started again and again."""
+    folder = str(tmp_path_factory.mktemp("cache"))
+    kept = {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return os.environ | kept | {"JAX_PLATFORMS": "cpu"}
+
+
+def start(workdir: Path, environment: dict[str, str], changes: dict[str, object]) -> subprocess.Popen:
+    values = SMALL | {"data.test_examples": 24, "data.evaluation_batch": 4} | changes
+    flags = [f"--config.{name}={value}" for name, value in values.items()]
+    command = [sys.executable, "-m", "medvr_jax.main", "--config=configs/tiny_cpu.py", f"--workdir={workdir}", *flags]
+    log = (workdir.parent / f"{workdir.name}.log").open("a")
+    return subprocess.Popen([*command, "--mode=evaluate"], cwd=REPOSITORY, env=environment, stdout=log, stderr=log)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "answers"),
+    [({}, ".", 24), ({"evaluate.samples": 3, "evaluate.temperature": 1.0}, "3_samples_at_1", 72)],
+    ids=["greedy", "samples"],
+)
+def test_killed_and_started_again_it_is_as_if_nothing_had_happened(
+    changes: dict[str, object], name: str, answers: int, cache: dict[str, str], tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole, cache, changes).wait(timeout=900) == 0, (tmp_path / "whole.log").read_text()
+    kept = killed / "evaluation" / name / "synthetic" / "predictions.jsonl"
+    process = start(killed, cache, changes)
+    wanted, deadline = random.randint(1, answers - 8), time.monotonic() + 900
+    while not kept.exists() or kept.read_bytes().count(b"\n") < wanted:
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "killed.log").read_text()
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    found = kept.read_bytes()
+    done = found.count(b"\n")
+    assert wanted <= done < answers
+    kept.write_bytes(found + found[: random.randint(1, 300)].replace(b"\n", b" "))  # and a torn line
+    assert start(killed, cache, changes).wait(timeout=900) == 0, (tmp_path / "killed.log").read_text()
+    assert kept.read_bytes().startswith(found)  # what was finished is not made again
+    assert f"{done} of {answers} are there" in (tmp_path / "killed.log").read_text()
+    for file in FILES:
+        first, second = (workdir / "evaluation" / name / file for workdir in (whole, killed))
+        assert first.read_bytes() == second.read_bytes(), file
+    rows = rows_of(whole / "evaluation" / name)
+    assert len(rows) == answers and sum(bool(row["boxes"]) for row in rows) > answers // 2
+
+
+# ------------------------------------------------------------------------------------------------- what is in a row
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir with the plain evaluation of the tiny model, 40 questions in batches of 16."""
+    workdir = tmp_path_factory.mktemp("plain")
+    evaluate(workdir, data__test_examples=40, data__evaluation_batch=16)
+    return workdir
+
+
+def test_the_model_folder_itself_is_evaluated_and_named(plain: Path) -> None:
+    rows, results = rows_of(plain / "evaluation"), results_of(plain / "evaluation")
+    assert results["policy"] == "the model folder medvr_jax/assets/tiny" and results["step"] is None
+    assert results["decoding"] == "greedy" and results["examples"] == results["answers"] == 40
+    task = SyntheticTask()
+    for index, row in enumerate(rows):
+        example = task.example("test", index)
+        assert (row["id"], row["sample"], row["dataset"]) == (example.id, 0, "synthetic")
+        assert (row["answer"], row["options"], row["answer_kind"]) == (example.answer, list(example.options), "choice")
+        assert (row["modality"], row["language"], row["question_type"]) == ("synthetic", "en", "")
+        assert row["true_boxes"] == [list(box) for box in example.boxes]
+        assert "<|im_end|>" not in row["response"] and row["texts"][-1].startswith(row["response"])
+        assert len(row["box_entropy"]) == len(row["boxes"]) and all(0 <= value < 6 for value in row["box_entropy"])
+        assert row["scores"]["strict"]["correct"] == row["correct"]  # well-formed choices: the rules agree
+    assert results["accuracy"] == np.mean([row["correct"] for row in rows])
+    assert results["scores"]["strict"] == results["sets"]["synthetic"]["strict"] == results["accuracy"]
+    assert sum(map(len, (row["boxes"] for row in rows))) > 30
+
+
+def test_equals_the_evaluation_during_training(plain: Path) -> None:
+    config = small_config(data__test_examples=40, data__evaluation_batch=16, data__prompts_per_step=8)
+    summary, results = Trainer(assembly.assemble(config)).evaluate(), results_of(plain / "evaluation")
+    assert {name: results[name] for name in summary} == summary
+
+
+def test_box_entropies_are_those_of_float64(plain: Path) -> None:
+    """Sure and unsure zooms differ, and the tables correlate them with the IoU."""
+    values = [value for row in rows_of(plain / "evaluation") for value in row["box_entropy"]]
+    assert np.std(values) > 0.01
+    tables = json.loads((plain / "evaluation/tables.json").read_text())
+    assert tables["grounding"]["synthetic"]["entropy"]["zooms"] == len(values)
+
+
+def test_the_tool_forbidden(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No call is ever sampled, the results lie beside the others, and the tables compare both."""
+    before = (plain / "evaluation/results.json").read_bytes()
+    sizes = {"data__test_examples": 40, "data__evaluation_batch": 16}
+    rows = evaluate(plain, **sizes, evaluate__tools=False)
+    assert (plain / "evaluation/no_tools/results.json").is_file()
+    assert (plain / "evaluation/results.json").read_bytes() == before
+    assert not any(row["called"] or row["boxes"] or "<tool_call>" in "".join(row["texts"]) for row in rows)
+    assert all(len(row["texts"]) == 1 for row in rows) and results_of(plain / "evaluation/no_tools")["tools"] == []
+    with_tool = results_of(plain / "evaluation")
+    assert with_tool["accuracy"] > results_of(plain / "evaluation/no_tools")["accuracy"]
+    capsys.readouterr()
+    evaluate(plain, **sizes)  # everything is there: no model is loaded, the tables are made anew
+    assert "evaluate synthetic" not in capsys.readouterr().out
+    assert (plain / "evaluation/results.json").read_bytes() == before
+    found = json.loads((plain / "evaluation/tables.json").read_text())["rules"]["strict"]["without_tool"]["synthetic"]
+    assert found["questions"] == 40 and found["first"] == with_tool["accuracy"]
+
+
+def test_samples_do_not_depend_on_batches(tmp_path: Path) -> None:
+    sampled = {"evaluate__samples": 4, "evaluate__temperature": 1.0, "data__test_examples": 24}
+    first = evaluate(tmp_path / "a", data__evaluation_batch=8, **sampled)
+    second = evaluate(tmp_path / "b", data__evaluation_batch=24, **sampled)
+    assert [(row["id"], row["sample"]) for row in first] == [
+        (SyntheticTask().example("test", index).id, sample) for index in range(24) for sample in range(4)
+    ]
+    assert [row["texts"] for row in first] == [row["texts"] for row in second]
+    assert len({tuple(row["texts"]) for row in first}) > 48  # they do differ
+    other = evaluate(tmp_path / "c", data__evaluation_batch=24, **sampled, seed=1)
+    assert [row["texts"] for row in second] != [row["texts"] for row in other]
+    tables = json.loads((tmp_path / "a/evaluation/4_samples_at_1/tables.json").read_text())
+    figures = tables["rules"]["strict"]["samples"]["synthetic"]
+    assert figures["samples"] == 4 and figures["pass_at"]["4"] > figures["accuracy"] == figures["pass_at"]["1"]
+
+
+def test_several_sets_in_batches_of_like_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Long and short questions in turn: sizes of prompts follow from all sets, the largest questions come first."""
+    task = SyntheticTask()
+
+    def published(name: str, config: Any) -> list[Any]:
+        dataset, _, language = name.partition("/")
+        examples = [task.example("test", index) for index in range(12)]
+        long = "What is in the lesion? " * 3
+        return [
+            dataclasses.replace(
+                example, question=long if index % 2 else example.question, dataset=dataset, language=language or "en"
+            )
+            for index, example in enumerate(examples)
+        ]
+
+    monkeypatch.setattr(questions, "_published", published)
+    sizes: list[tuple[int, int]] = []
+    original = assembly.evaluation_rollout
+
+    def spied(config: Any, backbone: Any, prompts: tuple[tuple[int, int], ...]) -> Any:
+        sizes.extend(prompts)
+        return original(config, backbone, prompts)
+
+    monkeypatch.setattr(assembly, "evaluation_rollout", spied)
+    rows = evaluate(tmp_path, evaluate__sets="vqa_rad,slake/zh", data__evaluation_batch=8, data__name="synthetic")
+    assert [row["dataset"] for row in rows] == ["vqa_rad"] * 12 + ["slake"] * 12
+    assert [row["language"] for row in rows] == ["en"] * 12 + ["zh"] * 12
+    assert len(sizes) == 2 and sizes[0] < sizes[1]
+    assert rows_of(tmp_path / "evaluation/slake/zh") == rows[12:]
+    assert set(results_of(tmp_path / "evaluation")["sets"]) == {"vqa_rad", "slake/zh"}
+    said = capsys.readouterr().out
+    assert "12 questions of vqa_rad, 12 questions of slake/zh" in said and "evaluate slake/zh 12/12" in said
+    # The same without the choice of sizes: padding changes no answer.
+    other = evaluate(tmp_path / "one", evaluate__sets="vqa_rad,slake/zh", data__evaluation_batch=8, prompt__sizes=1)
+    assert [row["texts"] for row in other] == [row["texts"] for row in rows]
+
+
+def test_another_checkpoint_starts_afresh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Step by step, and when a run is trained anew into the same folder."""
+    changes = {"steps": 1, "checkpoint_every": 1, "data__prompts_per_step": 8, "export_at_end": False}
+    config = small_config(**changes, optimizer__schedule="constant", rollout__trajectories=4)
+    train(config, tmp_path)
+    run.evaluate(config, tmp_path)
+    assert results_of(tmp_path / "evaluation")["policy"] == "step 1"
+    first = rows_of(tmp_path / "evaluation")
+    longer = small_config(**changes | {"steps": 2}, optimizer__schedule="constant", rollout__trajectories=4)
+    train(longer, tmp_path)
+    capsys.readouterr()
+    run.evaluate(longer, tmp_path)
+    assert "started afresh, as policy was 'step 1', now 'step 2'" in capsys.readouterr().out
+    assert results_of(tmp_path / "evaluation")["step"] == 2
+    former = (tmp_path / "evaluation/synthetic/predictions.former.jsonl").read_text()
+    assert [json.loads(line) for line in former.split("\n")[:-1]] == first
+    # The same step of other weights.
+    checkpoints = Checkpoints(tmp_path, 2)
+    state, metadata = checkpoints.restore(2, Trainer(assembly.assemble(longer)).state)
+    checkpoints.close()
+    shutil.rmtree(tmp_path / "checkpoints")
+    checkpoints = Checkpoints(tmp_path, 2)
+    checkpoints.save(2, dataclasses.replace(state, params=jax.tree.map(lambda x: x + 1e-3, state.params)), metadata)
+    checkpoints.close()
+    capsys.readouterr()
+    run.evaluate(longer, tmp_path)
+    assert "started afresh, as weights was" in capsys.readouterr().out
+
+
+def test_a_qwen2_vl_folder_runs_natively(tmp_path: Path) -> None:
+    """A folder of the older architecture, without a training run, greedily as transformers' own model says it."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in TINY.iterdir():
+        if file.name not in ("config.json", "model.safetensors"):
+            shutil.copy(file, folder)
+    source = AutoConfig.from_pretrained(TINY)
+    text, vision = source.text_config.to_dict(), source.vision_config.to_dict()
+    shape = {"depth": 2, "embed_dim": 32, "hidden_size": text["hidden_size"], "num_heads": 2, "mlp_ratio": 2}
+    tower = shape | {name: vision[name] for name in ("patch_size", "spatial_merge_size", "temporal_patch_size")}
+    ids = {name: getattr(source, name) for name in ("image_token_id", "video_token_id", "vision_start_token_id")}
+    text["model_type"] = "qwen2_vl_text"
+    config = AutoConfig.for_model("qwen2_vl", text_config=text, vision_config=tower, **ids)
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(config).eval()
+    model.save_pretrained(folder)
+    rows = evaluate(
+        tmp_path / "run", "text", model__path=str(folder), data__test_examples=8, rollout__response_length=24
+    )
+    assert len(rows) == 8 and {row["ended"] for row in rows} <= {"answer", "truncated"}
+    assert results_of(tmp_path / "run/evaluation")["policy"] == f"the model folder {folder}"
+
+    parts = assembly.assemble(small_config("text", model__path=str(folder)), jax.devices()[:1])
+    prompt = encode_prompt(SyntheticTask().example("test", 0), parts.encoder)
+    tokens = torch.tensor(prompt.token_ids, dtype=torch.long)[None]
+    (image,) = prompt.images
+    tables = parts.engine(assembly.greedy_rollout(parts.config, parts.backbone)).tables
+    banned, said = torch.tensor(np.array(tables.banned)), []
+    with torch.no_grad():
+        for _ in range(12):
+            logits = model(
+                input_ids=tokens,
+                pixel_values=torch.tensor(image.patches),
+                image_grid_thw=torch.tensor([image.grid]),
+                mm_token_type_ids=(tokens == parts.backbone.image_token_id).int(),
+            ).logits[0, -1]
+            said.append(int(logits.masked_fill(banned, -np.inf).argmax()))
+            tokens = torch.cat([tokens, torch.tensor([[said[-1]]])], dim=1)
+    expected = parts.encoder.tokenizer.decode(said)
+    assert rows[0]["texts"][0].startswith(expected.split("<|im_end|>")[0][:20])
+
+
+def test_an_evaluation_needs_no_run_and_leaves_a_run_alone(tmp_path: Path) -> None:
+    """Its configuration is kept where there is none; the fields of an evaluation do not concern a run."""
+    config = load_config("configs/tiny_cpu.py", [("evaluate.temperature", "1.0")], mode="evaluate")
+    prepare_workdir(tmp_path, config, "evaluate")
+    assert saved_config(tmp_path, mode="evaluate") == config
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    prepare_workdir(tmp_path, load_config("configs/tiny_cpu.py"), "train")
