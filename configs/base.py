@@ -125,7 +125,7 @@ def get_config() -> ConfigDict:
 
     optimizer = config.optimizer = section()  # AdamW
     optimizer.learning_rate = 1e-6
-    optimizer.schedule = "constant"  # constant | cosine (to 0 at the last step); both after the warm-up
+    optimizer.schedule = "constant"  # constant | linear | cosine (to 0 at the last step); all after the warm-up
     optimizer.warmup_steps = 0  # learning rate rises linearly over these steps
     optimizer.weight_decay = 0.0
     optimizer.b1 = 0.9

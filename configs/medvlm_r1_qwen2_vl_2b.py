@@ -85,6 +85,7 @@ def _recipe() -> ConfigDict:
     config.grpo.kl_weight = 0.04
     config.grpo.aggregation = "sequence"
     config.optimizer.learning_rate = 1e-6
+    config.optimizer.schedule = "linear"  # what the published code takes over from its library
     return config
 
 

@@ -47,7 +47,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rewards.tool": ("consensus", "conditional", "unconditional", "none"),
     "rewards.scheme": ("medvr", "medvlm_r1"),
     "grpo.aggregation": ("token", "sequence"),
-    "optimizer.schedule": ("constant", "cosine"),
+    "optimizer.schedule": ("constant", "linear", "cosine"),
 }
 # Numbers are at least 0 and whole ones at least 1, unless they are named here: (lowest, highest).
 RANGES: dict[str, tuple[float, float]] = {
