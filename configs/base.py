@@ -48,10 +48,25 @@ def get_config() -> ConfigDict:
     mesh.host_devices = 1  # devices that a process on a CPU host has; GPU and TPU ignore it
 
     data = config.data = section()
-    data.name = "synthetic"  # synthetic | jsonl
-    data.train_file = ""  # jsonl: training examples, one JSON object per line
+    data.name = "synthetic"  # synthetic | jsonl (your own questions) | sets (those of data.sets)
+    data.train_file = ""  # jsonl: training examples, one JSON object per line, or a table whose name ends in .csv
     data.test_file = ""  # jsonl: test examples
     data.image_folder = ""  # jsonl: what the image paths in these files are relative to
+    # sets: NAME, NAME/VARIANT or jsonl, each with :WEIGHT (its share of the stream), or all without (shuffled as one).
+    data.sets = ()  # e.g. ("omnimedvqa:2", "slake/en:1")
+    data.manual_dir = ""  # sets: folder of the published files
+    data.data_dir = "prepared"  # sets: folder of what is made of them, once
+    data.on_error = (
+        "refuse"  # refuse | skip: what becomes of lines and records that are wrong; either way they are listed
+    )
+    data.check_images = "pixels"  # pixels | header: how much of your own images is read before the run begins
+    data.filter_file = (
+        ""  # a scoring pass over the training questions: predictions of --mode=evaluate; empty = no filter
+    )
+    data.filter_rule = "strict"  # strict | medevalkit: the scores in this file that count
+    data.filter_minimum = 0.0  # a question stays if the share of its samples that are right is more than this
+    data.filter_maximum = 1.0  # and less than this
+    data.train_examples = 0  # training questions at most, the same ones in every run; 0 = all
     data.prompts_per_step = 16  # B
     data.test_examples = 512  # examples of an evaluation, one greedy trajectory each
     data.evaluation_batch = 64  # of these at a time

@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from PIL import Image
 from medvr_jax import distributed
 from medvr_jax.configuration import check_batches, model_folder
 from medvr_jax.datasets.example import Example
-from medvr_jax.datasets.source import ExampleSource, make_source
+from medvr_jax.datasets.source import SPLITS, ExampleSource, make_source
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.batches import check_room
 from medvr_jax.inputs.chat import Encoder, encode_observation, load_encoder
@@ -91,8 +92,21 @@ class Parts:
         return sharding.make_layout(sharding.SAMPLING, self.mesh, self.backbone)
 
 
-def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
-    """Reads the model folder and the data; UserError for what is wrong with them. All devices are used by default."""
+def assemble(
+    config: Any,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    splits: Iterable[str] = SPLITS,
+    report_folder: Path | None = None,
+) -> Parts:
+    """Reads the model folder and the data; UserError for what is wrong with them.
+
+    Args:
+        config: the run's configuration.
+        devices: to use; all by default.
+        splits: of the data, to be checked now.
+        report_folder: where what is wrong with the data is listed.
+    """
     mesh = sharding.make_mesh(sharding.MeshShape(config.mesh.data, config.mesh.fsdp, config.mesh.tensor), devices)
     check_batches(_flat(config), sharding.data_shards(mesh))
     folder = model_folder(config.model.path)
@@ -112,7 +126,11 @@ def assemble(config: Any, devices: Sequence[jax.Device] | None = None) -> Parts:
         )
         if tools:
             _check_observation_fits(encoder, config.rollout)
-        source = make_source(config.data, config.seed)
+        source = make_source(config.data, config.seed, report_folder if distributed.is_main() else None)
+        if distributed.is_main() or config.data.name != "sets":
+            source.load(splits)
+    with distributed.together():  # process 0 has made of published files what is missing
+        source.load(splits)
     backbone = BackboneConfig.from_folder(folder)
     place = functools.partial(
         sharding.parameter_shardings, layout=sharding.make_layout(sharding.TRAINING, mesh, backbone)
@@ -133,21 +151,27 @@ def survey_prompts(parts: Parts, *, training: bool) -> tuple[tuple[int, int], ..
     largest = (prompt.bucket, prompt.patches)
     if prompt.sizes < 2:
         return (largest,)
-    known: dict[str, np.ndarray] = {}
 
     def needed(examples: Sequence[Example]) -> np.ndarray:
-        new = [example for example in examples if example.id not in known]
-        for example, room in zip(new, rooms(new, parts.encoder), strict=True):
-            check_room(example.id, *room.tolist(), len(example.images), prompt.bucket, prompt.images, prompt.patches)
-            known[example.id] = room
-        return np.max([known[example.id] for example in examples], axis=0)
+        found = rooms(examples, parts.encoder)
+        for example, room in zip(examples, found.tolist(), strict=True):
+            check_room(example.id, *room, len(example.images), prompt.bucket, prompt.images, prompt.patches)
+        return found
+
+    def needed_in_step(step: int, known: dict[Hashable, tuple[int, int]]) -> np.ndarray:
+        start, keys = step * data.prompts_per_step, source.keys(step * data.prompts_per_step, data.prompts_per_step)
+        new = {key: start + row for row, key in enumerate(keys) if key not in known}
+        found = needed([source.train(position, 1)[0] for position in new.values()])
+        known.update(zip(new, map(tuple, found.tolist()), strict=True))
+        return np.max([known[key] for key in keys], axis=0)
 
     steps = range(1 if source.alike else parts.config.steps) if training else ()
     size = data.evaluation_batch
     with distributed.together():
-        batches = [needed(source.train(step * data.prompts_per_step, data.prompts_per_step)) for step in steps]
+        known: dict[Hashable, tuple[int, int]] = {}
+        batches = [needed_in_step(step, known) for step in steps]
         tested = source.test(size if source.alike else data.test_examples)
-        batches += [needed(tested[start : start + size]) for start in range(0, len(tested), size)]
+        batches += [needed(tested[start : start + size]).max(axis=0) for start in range(0, len(tested), size)]
     return prompt_sizes(np.array(batches), largest, count=prompt.sizes, merge_unit=parts.encoder.merge_size**2)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from medvr_jax.datasets.mixing import parse_sets
 from medvr_jax.errors import UserError
 from medvr_jax.processes import COUNT, read_processes
 
@@ -41,7 +42,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.export_dtype": ("source", "float32", "bfloat16"),
     "model.remat": ("none", "dots", "block"),
     "optimizer.moment_dtype": ("float32", "bfloat16"),
-    "data.name": ("synthetic", "jsonl"),
+    "data.name": ("synthetic", "jsonl", "sets"),
+    "data.on_error": ("refuse", "skip"),
+    "data.check_images": ("pixels", "header"),
+    "data.filter_rule": ("strict", "medevalkit"),
     "evr.entropy_unit": ("nats", "log_vocabulary"),
     "evr.spending": ("repeated", "one_pass"),
     "rewards.tool": ("consensus", "conditional", "unconditional", "none"),
@@ -59,6 +63,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "rollout.groups_at_once": (0, math.inf),
     "rollout.response_length": (2, math.inf),  # the first token is the prompt's last
     "data.synthetic.seed": (0, math.inf),
+    "data.train_examples": (0, math.inf),
+    "data.filter_minimum": (-1, 1),
+    "data.filter_maximum": (0, 2),
     "data.synthetic.margin": (0, 0.49),
     "evr.p_base": (0, 1),
     "evr.threshold": (-math.inf, math.inf),
@@ -344,6 +351,20 @@ def _trainer_has_its_section(c: Mapping[str, Any]) -> None:
         )
 
 
+def _data_fits(c: Mapping[str, Any]) -> None:
+    names, _ = parse_sets(c["data.sets"])
+    if c["data.name"] == "sets" and not names:
+        raise UserError("data.sets: found (), allowed with data.name = 'sets' are names such as omnimedvqa or slake/en")
+    if c["data.name"] != "sets" and names:
+        raise UserError(f"data.sets: found {names[0]!r} with data.name = {c['data.name']!r}, allowed is () or 'sets'")
+    if c["data.filter_minimum"] >= c["data.filter_maximum"]:
+        low, high = c["data.filter_minimum"], c["data.filter_maximum"]
+        raise UserError(f"data.filter_minimum: found {low}, allowed is less than data.filter_maximum = {high}")
+    for name in ("data.filter_file", "data.train_examples"):
+        if c["data.name"] == "synthetic" and c[name]:
+            raise UserError(f"{name}: found {c[name]!r} with data.name = 'synthetic', whose examples never end")
+
+
 def model_folder(path: str) -> Path:
     """The folder that `model.path` names: a relative one is looked for here, then beside the package."""
     return Path(path) if Path(path).exists() else Path(REPOSITORY) / path
@@ -356,7 +377,9 @@ def _files_exist(c: Mapping[str, Any]) -> None:
             raise UserError(f"model.path: {path!r} is not a folder; a Hugging Face model folder is needed")
         if not (folder / "config.json").is_file():
             raise UserError(f"model.path: {path!r} holds no config.json; a Hugging Face model folder is needed")
-    if c["data.name"] == "jsonl":
+    if c["data.filter_file"] and not Path(c["data.filter_file"]).is_file():
+        raise UserError(f"data.filter_file: {c['data.filter_file']!r} is not a file; --mode=evaluate writes one")
+    if c["data.name"] == "jsonl" or "jsonl" in parse_sets(c["data.sets"])[0]:
         for name in ("data.train_file", "data.test_file"):
             if not Path(c[name]).is_file():
                 raise UserError(f"{name}: {c[name]!r} is not a file; needed with data.name = 'jsonl'")
@@ -374,6 +397,7 @@ _COMBINATIONS: tuple[_Check, ...] = (
     _schedule_fits,
     _profiles_steps,
     _trainer_has_its_section,
+    _data_fits,
 )
 _FILES: tuple[_Check, ...] = (_images_fit, _files_exist)
 

@@ -1,1 +1,1 @@
-"""Where examples come from: the synthetic task and the user's own JSONL files."""
+"""Where examples come from: the synthetic task, the user's own questions, published sets; and in what order."""

@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from medvr_jax.datasets.example import Example
-from medvr_jax.datasets.jsonl import read_jsonl
+from medvr_jax.datasets.faults import Faults, OnError
+from medvr_jax.datasets.mixing import parse_sets
+from medvr_jax.datasets.pool import Pool, Sets
+from medvr_jax.datasets.questions import read_questions
+from medvr_jax.datasets.selection import Selection
 from medvr_jax.datasets.synthetic import SyntheticTask
 from medvr_jax.errors import UserError
+
+SPLITS = ("train", "test")
 
 
 class ExampleSource(Protocol):
     """Where a run gets its examples; the position in the stream is all the state there is.
+
+    All processes of a run have the same stream, and each reads the positions that are its own.
 
     alike: whether all examples need the same room, so that a look at a few tells.
     """
 
     alike: bool
 
+    def load(self, splits: Iterable[str]) -> None:
+        """Opens and checks these of the splits now, which else happens when they are first needed."""
+
     def train(self, position: int, count: int) -> list[Example]:
         """Examples position … position + count − 1 of an endless stream."""
 
+    def keys(self, position: int, count: int) -> list[Hashable]:
+        """Which examples stand there, without reading them: where keys are equal, the examples are."""
+
     def test(self, count: int) -> list[Example]:
-        """The first `count` held-out examples, or all when there are fewer."""
+        """`count` held-out examples, the same ones each time, or all when there are fewer."""
+
+    def fingerprint(self) -> str:
+        """Another one where another stream is; empty where the stream follows from the configuration alone."""
 
 
 class SyntheticSource:
@@ -38,45 +56,139 @@ class SyntheticSource:
         self.task = task
         self._offset = seed << 40  # far more than any run reads
 
+    def load(self, splits: Iterable[str]) -> None:
+        """There is nothing to open."""
+
     def train(self, position: int, count: int) -> list[Example]:
         return [self.task.example("train", self._offset + position + i) for i in range(count)]
+
+    def keys(self, position: int, count: int) -> list[Hashable]:
+        return list(range(position, position + count))
 
     def test(self, count: int) -> list[Example]:
         return [self.task.example("test", i) for i in range(count)]
 
+    def fingerprint(self) -> str:
+        return ""
 
-class JsonlSource:
-    """The user's files. Training order is a fresh permutation per epoch, a pure function of (seed, epoch)."""
+
+class SetSource:
+    """Sets of questions, the user's own or published ones, each split read once."""
 
     alike = False
 
     def __init__(
-        self, train_file: str | Path | None, test_file: str | Path | None, image_folder: str | Path, seed: int
+        self,
+        read: Callable[[str], Sets],
+        *,
+        weights: Sequence[float] | None = None,
+        seed: int = 0,
+        selection: Selection | None = None,
+        on_error: OnError = "refuse",
+        report_folder: Path | None = None,
     ) -> None:
-        self._train = read_jsonl(train_file, image_folder, field="data.train_file") if train_file else []
-        self._test = read_jsonl(test_file, image_folder, field="data.test_file") if test_file else []
-        self._seed = seed
-        self._order = functools.lru_cache(maxsize=2)(self._shuffled)
+        """
+        Args:
+            read: a split's sets by name.
+            weights: of the sets in the training stream; None = all as one.
+            seed: of the order.
+            selection: of training questions.
+            on_error: refuse a training question that the selection cannot judge, or skip it.
+            report_folder: where such questions are listed.
+        """
+        self._read, self._weights, self._seed = read, weights, seed
+        self._selection, self._on_error = selection or Selection(), on_error
+        self._report_folder = report_folder
 
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self._seed, epoch)).permutation(len(self._train))
+    def load(self, splits: Iterable[str]) -> None:
+        for split in splits:
+            _ = self._pool if split == "train" else self._tested
+
+    @functools.cached_property
+    def _pool(self) -> Pool:
+        faults = Faults("data.filter_file")
+        pool = Pool(self._read("train"), self._weights, self._seed, self._selection, faults)
+        if faults and self._report_folder:
+            faults.write_report(self._report_folder / "not_scored.jsonl")
+        faults.check(self._on_error)
+        if faults:
+            print(f"skipped {len(faults)} training questions: {faults.summary()}")
+        return pool
+
+    @functools.cached_property
+    def _tested(self) -> list[Sequence[Example]]:
+        return list(self._read("test").values())
 
     def train(self, position: int, count: int) -> list[Example]:
-        if not self._train:
-            raise UserError("data.train_file: not set; training needs a JSONL file")
-        size = len(self._train)
-        return [self._train[self._order(p // size)[p % size]] for p in range(position, position + count)]
+        return self._pool.examples(position, count)
+
+    def keys(self, position: int, count: int) -> list[Hashable]:
+        return self._pool.numbers(position, count)
 
     def test(self, count: int) -> list[Example]:
-        if not self._test:
-            raise UserError("data.test_file: not set; evaluation needs a JSONL file")
-        return self._test[:count]
+        """As many of each set, spread evenly over it, since published files are sorted by this or that."""
+        shares = _shares(count, [len(examples) for examples in self._tested])
+        chosen = [np.linspace(0, len(e) - 1, n).astype(int).tolist() for e, n in zip(self._tested, shares, strict=True)]
+        return [examples[index] for examples, indices in zip(self._tested, chosen, strict=True) for index in indices]
+
+    def fingerprint(self) -> str:
+        return self._pool.fingerprint
 
 
-def make_source(data: Any, seed: int) -> ExampleSource:
-    """The source that a config's `data` section names."""
+def _shares(count: int, sizes: Sequence[int]) -> list[int]:
+    """`count` things out of sets of these sizes, as evenly as the small ones allow."""
+    shares = [0] * len(sizes)
+    for left, which in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        shares[which] = min(sizes[which], (count - sum(shares)) // (len(sizes) - left))
+    return shares
+
+
+def make_source(data: Any, seed: int, report_folder: Path | None = None) -> ExampleSource:
+    """The source that a config's `data` section names; what is wrong with it is listed in `report_folder`."""
     if data.name == "synthetic":
         return SyntheticSource(SyntheticTask(**dict(data.synthetic)), seed)
-    if data.name == "jsonl":
-        return JsonlSource(data.train_file, data.test_file, data.image_folder, seed)
-    raise UserError(f"data.name: found {data.name!r}; allowed: synthetic, jsonl")
+    names, weights = parse_sets(data.sets) if data.name == "sets" else (("jsonl",), None)
+
+    def read(split: str) -> Sets:
+        return {
+            name: _own(data, split, report_folder) if name == "jsonl" else _published(name, split, data)
+            for name in names
+        }
+
+    return SetSource(
+        read,
+        weights=weights,
+        seed=seed,
+        selection=Selection(
+            file=data.filter_file,
+            rule=data.filter_rule,
+            minimum=data.filter_minimum,
+            maximum=data.filter_maximum,
+            count=data.train_examples,
+        ),
+        on_error=data.on_error,
+        report_folder=report_folder,
+    )
+
+
+def _own(data: Any, split: str, report_folder: Path | None) -> list[Example]:
+    """The user's own questions."""
+    field, path = f"data.{split}_file", data[f"{split}_file"]
+    if not path:
+        raise UserError(
+            f"{field}: not set; {'training' if split == 'train' else 'evaluation'} needs a JSONL or CSV file"
+        )
+    return read_questions(
+        path,
+        data.image_folder,
+        field=field,
+        on_error=data.on_error,
+        look_at=data.check_images,
+        report=report_folder and report_folder / f"{split}_file.jsonl",
+    )
+
+
+def _published(name: str, split: str, data: Any) -> Sequence[Example]:
+    from medvr_jax.datasets import sets  # needs more packages than the user's own data
+
+    return sets.read_set(name, split, data_dir=data.data_dir, manual_dir=data.manual_dir, on_error=data.on_error)

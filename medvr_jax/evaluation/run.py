@@ -26,7 +26,7 @@ _ROWS = {
 
 def evaluate(config: Any, workdir: str | Path) -> None:
     """Writes results.json, predictions.jsonl and table.md."""
-    parts = assembly.assemble(config)
+    parts = assembly.assemble(config, splits=("test",), report_folder=Path(workdir) / "faults")
     state, step = restore_latest(parts, workdir)
     params = make_cast(parts.params, parts.sampling_layout, config.model.compute_dtype)(state.params)
     examples = parts.source.test(config.data.test_examples)

@@ -132,7 +132,6 @@ class Observation:
 
 def encode_prompt(example: Example, encoder: Encoder) -> Prompt:
     """System turn, then one user turn with the images, the question and its options, then the generation prompt."""
-    _refuse_reserved(encoder, example.question_text(), f"example {example.id}: question or options")
     images = tuple(
         prepare_image(
             encoder.processor,
@@ -153,6 +152,7 @@ def encode_prompt(example: Example, encoder: Encoder) -> Prompt:
 
 def prompt_ids(example: Example, encoder: Encoder) -> np.ndarray:
     """The prompt's token ids [n] int32 with one placeholder for each image."""
+    _refuse_reserved(encoder, example.question_text(), f"example {example.id}: question or options")
     content = [{"type": "image"} for _ in example.images] + [{"type": "text", "text": encoder.user_text(example)}]
     messages = [{"role": "user", "content": content}]
     if encoder.system:

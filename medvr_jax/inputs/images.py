@@ -1,12 +1,14 @@
 """Images: encoded bytes or a path -> PIL -> patches, and patches of several images -> one padded ImageBatch.
 
-Resizing, normalisation and the patch order are those of transformers' PIL image processor; nothing here imitates it.
+Sizes, normalisation and the patch order are those of transformers' PIL image processor; nothing here imitates it. It is
+asked where each row of a patch comes from and what each of the 256 levels becomes, once, instead of for every image.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -65,6 +67,8 @@ def load_image(source: bytes | str | Path, name: str | None = None) -> Image.Ima
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
     if image.mode.startswith("I") or image.mode == "F":  # 16- or 32-bit grey: PIL's own conversion only clips
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         low, high = values.min(), values.max()
@@ -86,16 +90,55 @@ def prepare_image(
     max_patches is a guarantee where the pixel limits are not: very elongated images may exceed those by rounding, and
     are then resized to fewer pixels until they fit.
     """
-    shortest, longest, _ = _limits(processor, image.size, max_pixels, min_pixels, max_patches, name)
-    size = {"longest_edge": longest, "shortest_edge": shortest}
-    output = processor(images=[image], size=size, return_tensors="np")
-    t, h, w = (int(v) for v in output["image_grid_thw"][0])
+    size = resized_size(
+        processor, image.size, max_pixels=max_pixels, min_pixels=min_pixels, max_patches=max_patches, name=name
+    )
+    resized = image if image.size == size else image.resize(size, processor.resample)
     return PreparedImage(
-        patches=np.ascontiguousarray(output["pixel_values"], dtype=np.float32),
-        grid=(t, h, w),
-        resized_size=(w * processor.patch_size, h * processor.patch_size),
+        patches=_patches(processor, resized.convert("RGB") if resized.mode != "RGB" else resized),
+        grid=(1, size[1] // processor.patch_size, size[0] // processor.patch_size),
+        resized_size=size,
         original_size=image.size,
     )
+
+
+def _patches(processor: Qwen2VLImageProcessorPil, image: Image.Image) -> np.ndarray:
+    """Patches [s, patch_dim] float32 of an RGB image whose sides are multiples of the merged patch's."""
+    side, frames = processor.patch_size, processor.temporal_patch_size
+    levels, places = _levels(processor), _places(processor, image.size)
+    planes = np.stack([np.asarray(band) for band in image.split()])
+    codes = planes.view(f"V{side}").ravel()[places].view(np.uint8).reshape(len(levels), -1, side * side)
+    patches = np.empty((codes.shape[1], len(levels), frames, side * side), np.float32)
+    for channel, of_channel in enumerate(levels):
+        patches[:, channel] = of_channel[codes[channel]][:, None]
+    return patches.reshape(len(patches), -1)
+
+
+@functools.lru_cache(maxsize=4)
+def _levels(processor: Qwen2VLImageProcessorPil) -> np.ndarray:
+    """[channels, 256] float32: what the processor makes of each value of a pixel."""
+    mean, std = processor.image_mean, processor.image_std
+    levels = np.broadcast_to(np.arange(256, dtype=np.uint8), (len(mean), 1, 256))
+    if processor.do_rescale:
+        levels = processor.rescale(levels, processor.rescale_factor)
+    if processor.do_normalize:
+        levels = processor.normalize(levels, mean, std)
+    return np.ascontiguousarray(levels[:, 0], np.float32)
+
+
+@functools.lru_cache(maxsize=128)
+def _places(processor: Qwen2VLImageProcessorPil, size: Size) -> np.ndarray:
+    """[channels, s, rows of a patch] int32: where the processor takes each row of a patch from.
+
+    Counted in rows of a patch, channel by channel, through an image of this (width, height).
+    """
+    (width, height), side, frames = size, processor.patch_size, processor.temporal_patch_size
+    channels = len(processor.image_mean)
+    rows = np.arange(channels * height * width // side, dtype=np.float32)  # whole numbers up to 2 ** 24
+    image = rows.repeat(side).reshape(channels, height, width)
+    found, _, _ = processor.patchify(image, side, processor.merge_size, frames)
+    found = found.reshape(-1, channels, frames, side, side)[:, :, 0, :, 0]  # all frames are alike
+    return np.ascontiguousarray(found.transpose(1, 0, 2), np.int32)
 
 
 def resized_size(
@@ -108,18 +151,6 @@ def resized_size(
     name: str = "image",
 ) -> Size:
     """(width, height) in pixels that `prepare_image` resizes an image of this size to."""
-    return _limits(processor, size, max_pixels, min_pixels, max_patches, name)[2]
-
-
-def _limits(
-    processor: Qwen2VLImageProcessorPil,
-    size: Size,
-    max_pixels: int | None,
-    min_pixels: int | None,
-    max_patches: int | None,
-    name: str,
-) -> tuple[int, int, Size]:
-    """The fewest and the most pixels to ask the processor for, and the size it then makes."""
     longest = max_pixels or processor.size["longest_edge"]
     shortest = min(min_pixels or processor.size["shortest_edge"], longest)
     factor = processor.patch_size * processor.merge_size
@@ -129,7 +160,7 @@ def _limits(
         except ValueError as error:  # the processor refuses aspect ratios above 200
             raise UserError(f"{name}: {size[0]}x{size[1]} is not usable ({error})") from error
         if max_patches is None or height * width <= max_patches * processor.patch_size**2:
-            return shortest, longest, (width, height)
+            return width, height
         if longest <= factor**2:
             raise UserError(f"{name}: {size[0]}x{size[1]} does not fit {max_patches} patches")
         longest = max(int(longest * 0.8), factor**2)

@@ -59,7 +59,7 @@ def _export_dtypes(parts: assembly.Parts) -> jnp.dtype | dict[str, np.dtype]:
 
 def export(config: Any, workdir: str | Path) -> None:
     """`--mode=export`: the newest checkpoint to WORKDIR/export."""
-    parts = assembly.assemble(config)
+    parts = assembly.assemble(config, splits=())
     state, step = restore_latest(parts, workdir)
     folder = export_policy(parts, state.params, Path(workdir) / "export")
     print(f"exported step {step} to {folder}")

@@ -53,7 +53,7 @@ def is_finished(config: Any, workdir: Path) -> bool:
 
 def train_steps(config: Any, workdir: Path) -> Trainer:
     """The steps that are left and the last evaluation; returns the trainer with the final state."""
-    trainer = Trainer(assembly.assemble(config))
+    trainer = Trainer(assembly.assemble(config, report_folder=workdir / "faults"))
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(contextlib.closing(Checkpoints(workdir, config.keep_checkpoints)))
         start = resume(trainer, checkpoints)
@@ -120,24 +120,34 @@ def resume(trainer: Trainer, checkpoints: Checkpoints) -> int:
     if step is None:
         return 0
     trainer.state, metadata = checkpoints.restore(step, trainer.state)
-    if metadata != checkpoint_metadata(trainer.config, step):
+    expected = checkpoint_metadata(trainer, step)
+    if metadata != expected:
+        if metadata == expected | {"data": metadata.get("data")}:
+            raise UserError(
+                f"--workdir: checkpoint {step} was trained with other questions, or in another order, than the files of"
+                " section data hold now; give the files as they were, or another --workdir"
+            )
         raise UserError(
-            f"--workdir: checkpoint {step} was saved as {metadata}, this configuration continues with"
-            f" {checkpoint_metadata(trainer.config, step)}"
+            f"--workdir: checkpoint {step} was saved as {metadata}, this configuration continues with {expected}"
         )
     print(f"resumed after step {step}")
     return step
 
 
-def checkpoint_metadata(config: Any, step: int) -> dict[str, int]:
-    """All there is beside the arrays: random keys and data order are functions of the seed and these counters."""
-    return {"step": step, "seed": config.seed, "data_position": step * config.data.prompts_per_step}
+def checkpoint_metadata(trainer: Trainer, step: int) -> dict[str, Any]:
+    """All there is beside the arrays: random keys and data order are functions of the seed and these counters.
+
+    `data` stands for the stream of examples that the position is one in.
+    """
+    config, stream = trainer.config, trainer.parts.source.fingerprint()
+    counters = {"step": step, "seed": config.seed, "data_position": step * config.data.prompts_per_step}
+    return counters | ({"data": stream} if stream else {})
 
 
 def save(trainer: Trainer, checkpoints: Checkpoints, step: int) -> float:
     """Saves the state after `step` updates; returns the seconds it took."""
     began = time.perf_counter()
-    checkpoints.save(step, trainer.state, checkpoint_metadata(trainer.config, step))
+    checkpoints.save(step, trainer.state, checkpoint_metadata(trainer, step))
     return time.perf_counter() - began
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from tests.benchmarks import consensus, decode, loglog, measure, rollout, scaling, startup, tables, update
+from tests.benchmarks import consensus, decode, loglog, measure, reading, rollout, scaling, startup, tables, update
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +53,13 @@ def test_scaling(tmp_path: Path) -> None:
     found = scaling.run(base, {"M": (1, 2)}, 1, str(tmp_path), ("rollout",))
     assert "constant_s" in found["figures"]["rollout, M"]
     assert (tmp_path / "scaling.svg").read_text().count("<circle") == 2
+
+
+def test_reading(tmp_path: Path) -> None:
+    found = reading.run(1, 2, 0, 0.0, str(tmp_path), ("PNG, grey, 448", "JPEG, colour, 1024"))
+    assert [row["images"] for row in found["table"]] == ["PNG, grey, 448", "JPEG, colour, 1024"]
+    reading.write_stream(tmp_path, 80)
+    assert len(reading.stream(tmp_path, 128)["memory"]) == 1
 
 
 def test_startup_reads_whole_rows_only(tmp_path: Path) -> None:

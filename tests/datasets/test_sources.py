@@ -11,7 +11,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from medvr_jax.datasets.jsonl import read_jsonl
+from configs import base
+from medvr_jax.datasets.questions import read_questions
 from medvr_jax.datasets.source import make_source
 from medvr_jax.datasets.synthetic import CLASSES, SyntheticTask
 from medvr_jax.errors import UserError
@@ -90,8 +91,9 @@ def test_making_examples_is_fast():
 
 
 def data_section(**fields) -> ConfigDict:
-    synthetic = ConfigDict({"image_side": 448, "lesion_side": 28, "period": 7})
-    return ConfigDict({"name": "synthetic", "synthetic": synthetic, **fields}, type_safe=False)
+    data = base.get_config().data
+    data.update(fields)
+    return data
 
 
 def test_synthetic_source_streams_by_position():
@@ -128,7 +130,7 @@ def test_jsonl_reads_all_kinds(folder):
         {"image": "b.png", "question": "How many?", "answer": 3, "modality": "CT"},
         "",
     ]
-    examples = read_jsonl(write(folder, *records), folder)
+    examples = read_questions(write(folder, *records), folder)
     assert [(e.answer, e.answer_kind) for e in examples] == [
         ("B", "choice"),
         ("B", "choice"),
@@ -165,20 +167,20 @@ def test_jsonl_reads_all_kinds(folder):
 )
 def test_jsonl_errors_name_the_line(folder, line, word):
     with pytest.raises(UserError, match=f"data.jsonl:2: .*{word}") as caught:
-        read_jsonl(write(folder, {**GOOD, "id": "first"}, line), folder)
+        read_questions(write(folder, {**GOOD, "id": "first"}, line), folder)
     assert "\n" not in str(caught.value)
 
 
 def test_jsonl_missing_things(folder):
     with pytest.raises(UserError, match="data.test_file: no such file"):
-        read_jsonl(folder / "none.jsonl", folder, field="data.test_file")
+        read_questions(folder / "none.jsonl", folder, field="data.test_file")
     with pytest.raises(UserError, match="data.image_folder"):
-        read_jsonl(write(folder, GOOD), folder / "none")
+        read_questions(write(folder, GOOD), folder / "none")
     with pytest.raises(UserError, match="no example"):
-        read_jsonl(write(folder, ""), folder)
+        read_questions(write(folder, ""), folder)
     (folder / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
     with pytest.raises(UserError, match="UTF-8"):
-        read_jsonl(folder / "latin.jsonl", folder)
+        read_questions(folder / "latin.jsonl", folder)
 
 
 def test_jsonl_epochs_are_seeded_permutations(folder):
@@ -190,6 +192,6 @@ def test_jsonl_epochs_are_seeded_permutations(folder):
     assert [e.id for e in source.train(5, 4)] == first[5:] + second[:2]
     assert [e.id for e in make_source(data, seed=5).train(0, 7)] == first
     assert [e.id for e in make_source(data, seed=6).train(0, 7)] != first
-    assert [e.id for e in source.test(3)] == ["n0", "n1", "n2"] and len(source.test(99)) == 7
+    assert [e.id for e in source.test(3)] == ["n0", "n3", "n6"] and len(source.test(99)) == 7
     with pytest.raises(UserError, match="data.train_file: not set"):
         make_source(data_section(name="jsonl", train_file="", test_file="", image_folder=str(folder)), 0).train(0, 1)

@@ -1,0 +1,31 @@
+"""MedVR's 7B recipe on its selection: 36,000 questions of OmniMedVQA that the starting policy gets right at times.
+
+A question that it always or never gets right teaches nothing: all trajectories of its group earn the same. Which ones
+these are comes from a scoring pass, several samples of each training question answered by the policy before training:
+a predictions file, by `--mode=evaluate` on the training split. Give it with the model and the published files:
+
+    --config.model.path=Qwen2.5-VL-7B-Instruct --config.data.manual_dir=downloads \
+    --config.data.filter_file=predictions.jsonl
+
+The paper says that it filtered to 36 thousand questions, not how; thresholds and number are fields. Other questions
+of your own are selected likewise: `data.filter_file`, `data.filter_minimum`, `data.filter_maximum` and
+`data.train_examples` mean the same with any data.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import medvr_qwen2_5_vl_7b
+
+
+def get_config() -> ConfigDict:
+    """The recipe; `model.path`, `data.manual_dir` and `data.filter_file` are the user's to give."""
+    config = medvr_qwen2_5_vl_7b.get_config()
+    config.data.name = "sets"
+    config.data.sets = ("omnimedvqa",)
+    config.data.filter_rule = "strict"  # as the reward judges
+    config.data.filter_minimum = 0.0  # never right: out
+    config.data.filter_maximum = 1.0  # always right: out
+    config.data.train_examples = 36_000
+    return config
