@@ -21,7 +21,16 @@ from ml_collections import ConfigDict
 from configs import base, variants
 from medvr_jax.errors import UserError
 
-MODALITIES = ("ct", "mri", "xray", "ultrasound", "dermoscopy", "fundus", "oct", "microscopy")
+MODALITIES = {  # of OmniMedVQA, and what the set's variants are called
+    "ct": "ct",
+    "mri": "mri",
+    "xray": "x_ray",
+    "ultrasound": "ultrasound",
+    "dermoscopy": "dermoscopy",
+    "fundus": "fundus",
+    "oct": "oct",
+    "microscopy": "microscopy",
+}
 WORDS, SETTINGS = ("tiny",), {"modality": "|".join(MODALITIES)}
 
 # What the paper's code says to the model, word by word and blank by blank; there is no system turn but the model's own.
@@ -44,7 +53,7 @@ def get_config(variant: str | None = None) -> ConfigDict:
             raise UserError(f"--config: found variant 'modality={modality}', allowed are {', '.join(MODALITIES)}")
         if asked.word:
             raise UserError("--config: found variant 'tiny' with a modality; its images are synthetic, allowed is one")
-        config.data.sets = (f"omnimedvqa/{modality}",)
+        config.data.sets = (f"omnimedvqa/{MODALITIES[modality]}",)
     return _tiny(config) if asked.word == "tiny" else config
 
 

@@ -70,6 +70,7 @@ def test_large_recipes_are_valid_once_model_and_data_are_given(name: str, model_
     overrides = [
         ("model.path", str(model_folder)),
         ("data.name", "jsonl"),
+        ("data.sets", "()"),
         ("data.train_file", str(file)),
         ("data.test_file", str(file)),
         ("data.image_folder", str(tmp_path)),

@@ -13,7 +13,7 @@ from medvr_jax import configuration
 from medvr_jax.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-MEDVR = ("tiny_cpu", "medvr_qwen2_5_vl_3b", "medvr_qwen2_5_vl_7b", "medvr_qwen2_5_vl_32b")
+MEDVR = ("tiny_cpu", "medvr_qwen2_5_vl_3b", "medvr_qwen2_5_vl_7b", "medvr_qwen2_5_vl_32b", "omnimedvqa_36k")
 ZOOM = ("image_zoom_in_tool",)
 # tools, forks, tool reward, gamma
 EXPECTED = {
@@ -97,7 +97,7 @@ def test_a_modality_is_all_that_med_r1_changes(modality: str) -> None:
     plain = dict(configuration.leaves(load("medvlm_r1_qwen2_vl_2b")))
     flat = dict(configuration.leaves(load("medvlm_r1_qwen2_vl_2b", f"modality={modality}")))
     assert {name for name in flat if flat[name] != plain[name]} == {"data.sets"}
-    assert flat["data.sets"] == (f"omnimedvqa/{modality}",)
+    assert flat["data.sets"] == (f"omnimedvqa/{medvlm.MODALITIES[modality]}",)
 
 
 def test_tiny_is_the_same_method() -> None:
