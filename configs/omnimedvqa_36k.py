@@ -20,7 +20,7 @@ from configs import medvr_qwen2_5_vl_7b
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """The recipe of one variant of the 7B recipe; `model.path`, `data.manual_dir` and `data.filter_file` are the user's to give."""
+    """The 7B recipe's variant; `model.path`, `data.manual_dir` and `data.filter_file` are the user's to give."""
     config = medvr_qwen2_5_vl_7b.get_config(variant)
     config.data.name = "sets"
     config.data.sets = ("omnimedvqa",)
