@@ -1,6 +1,6 @@
-"""MedVR's recipe for Qwen2.5-VL-32B on 64 large chips: the 7B recipe's 256 prompts x 16 trajectories per update.
+"""MedVR's recipe for Qwen2.5-VL-32B on 64 chips of v5p: 256 prompts x 16 trajectories per update, EVR and CCA.
 
-Only the layout and the sizes of what is computed at a time differ from the 7B recipe, no result does. Give the model
+As the 7B recipe; only the layout and how much is computed at a time are others, which changes no result. Give the model
 and the data on the command line:
 
     --config.model.path=Qwen2.5-VL-32B-Instruct --config.data.train_file=train.jsonl \
@@ -24,4 +24,5 @@ def get_config(variant: str = "full") -> ConfigDict:
     config = medvr_qwen2_5_vl_7b.get_config(variant)
     config.model.architecture = "qwen2.5-vl-32b"
     config.mesh.tensor = 8  # as many as there are key/value heads
+    config.rollout.groups_at_once = 32
     return config
