@@ -30,7 +30,7 @@ def test_two_steps(tmp_path: Path) -> None:
     assert "eval/accuracy" in rows[0] and "eval/accuracy" in rows[2]
     for step, row in enumerate(rows[:2]):
         assert np.isfinite(row["train/loss"]) and row["train/sampler_drift"] < 1e-4
-        assert row["rollout/tool_rate"] == 0.0 and row["rollout/forks_granted"] == 0.0
+        assert row["rollout/valid_call_rate"] == 0.0 and row["rollout/forks_granted"] == 0.0
         lines = (tmp_path / f"rollouts/step_{step:06d}.jsonl").read_text().splitlines()
         records = [json.loads(line) for line in lines]
         assert len(records) == 8 * 4
