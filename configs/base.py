@@ -80,6 +80,8 @@ def get_config() -> ConfigDict:
 
     prompt = config.prompt = section()
     prompt.system = ""  # system prompt; empty = the full one, with the tool's JSON schema
+    prompt.template = "{question}"  # the user's text; {question} stands for the question with its options
+    prompt.option = "{letter}. {text}"  # a line of the options
     prompt.bucket = 1024  # P; longer prompts are refused, their last token not counted: the response begins with it
     prompt.images = 1  # I; prompts with more are refused
     prompt.patches = 2048  # S, patches of the largest image, a multiple of 4
@@ -111,10 +113,12 @@ def get_config() -> ConfigDict:
     evr.max_passes = 8  # repeated: passes at most; what is left of the budget becomes fresh trajectories
 
     rewards = config.rewards = section()
+    # medvr | medvlm_r1: R_acc 1, or 0.5 for the right letter with more text; R_format 1 for well-formed output, else 0
+    rewards.scheme = "medvr"  # medvr | medvlm_r1
     rewards.accuracy_weight = 1.0  # of R_acc, 1 for a right answer, else 0
     rewards.format_weight = 1.0  # of R_format, 0 for well-formed output, else format_penalty
     rewards.tool_weight = 1.0  # of R_tool, which only right answers earn
-    rewards.format_penalty = -0.2  # R_format of malformed output
+    rewards.format_penalty = -0.2  # medvr: R_format of malformed output
     rewards.tool = "consensus"  # consensus (CCA) | conditional (zoomed and right) | unconditional (zoomed) | none
     rewards.eta = 0.5  # consensus: `high` needs an IoU with the consensus above this
     rewards.raster = 64  # R of the masks
@@ -129,14 +133,14 @@ def get_config() -> ConfigDict:
     grpo.aggregation = "token"  # token: each sampled token counts the same | sequence: each trajectory does
     grpo.updates_per_batch = 1  # optimiser steps on one batch of rollouts; the ratio is clipped only from the second on
     grpo.std_threshold = 1e-3  # groups whose rewards have a smaller standard deviation get no advantage
-    grpo.normalise_by_std = True  # divide advantages by the group's standard deviation
+    grpo.normalise_by_std = True  # divide advantages by the group's standard deviation (of M - 1) plus 1e-4
     grpo.micro_batch_groups = 0  # groups per forward and backward pass; 0 = all; changes memory, not results
     grpo.skip_zero_spread = False  # leave groups without spread out of the loss and its denominators
     grpo.logit_chunk = 512  # tokens whose logits over the vocabulary exist at once
 
     optimizer = config.optimizer = section()  # AdamW
     optimizer.learning_rate = 1e-6
-    optimizer.schedule = "constant"  # constant | cosine (to 0 at the last step); both after the warm-up
+    optimizer.schedule = "constant"  # constant | linear | cosine (to 0 at the last step); all after the warm-up
     optimizer.warmup_steps = 0  # learning rate rises linearly over these steps
     optimizer.weight_decay = 0.0
     optimizer.b1 = 0.9

@@ -6,6 +6,9 @@ trajectories. Give the model and the data on the command line:
     --config.model.path=Qwen2.5-VL-3B-Instruct --config.data.train_file=train.jsonl \
     --config.data.test_file=test.jsonl --config.data.image_folder=images
 
+Variants: `full` (the default), the rows of the paper's ablation `text`, `zoom`, `evr`, `cca`, and its other comparisons
+after a comma or alone: `reward=none|unconditional|conditional|cca` and `gamma=NUMBER`; see configs/variants.py.
+
 --mode=plan needs none of these: `model.architecture` has the model's shapes.
 """
 
@@ -16,9 +19,9 @@ from ml_collections import ConfigDict
 from configs import medvr_qwen2_5_vl_7b
 
 
-def get_config() -> ConfigDict:
-    """The recipe; `model.path` and the files of `data` are the user's to give."""
-    config = medvr_qwen2_5_vl_7b.get_config()
+def get_config(variant: str = "full") -> ConfigDict:
+    """The recipe of one variant; `model.path` and the files of `data` are the user's to give."""
+    config = medvr_qwen2_5_vl_7b.get_config(variant)
     config.steps = 512
     config.checkpoint_every = 32
     config.evaluate_every = 64

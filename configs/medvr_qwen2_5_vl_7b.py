@@ -6,6 +6,9 @@ which. Give the model and the data on the command line:
     --config.model.path=Qwen2.5-VL-7B-Instruct --config.data.train_file=train.jsonl \
     --config.data.test_file=test.jsonl --config.data.image_folder=images
 
+Variants: `full` (the default), the rows of the paper's ablation `text`, `zoom`, `evr`, `cca`, and its other comparisons
+after a comma or alone: `reward=none|unconditional|conditional|cca` and `gamma=NUMBER`; see configs/variants.py.
+
 --mode=plan needs none of these: `model.architecture` has the shapes of Qwen2.5-VL-7B.
 """
 
@@ -13,12 +16,13 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, variants
 
 
-def get_config() -> ConfigDict:
-    """The recipe; `model.path` and the files of `data` are the user's to give."""
+def get_config(variant: str = "full") -> ConfigDict:
+    """The recipe of one variant; `model.path` and the files of `data` are the user's to give."""
     config = base.get_config()
+    variants.apply_medvr(config, variant)
     config.steps = 64
     config.checkpoint_every = 8
     config.evaluate_every = 16

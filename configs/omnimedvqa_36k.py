@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from configs import medvr_qwen2_5_vl_7b
 
 
-def get_config() -> ConfigDict:
-    """The recipe; `model.path`, `data.manual_dir` and `data.filter_file` are the user's to give."""
-    config = medvr_qwen2_5_vl_7b.get_config()
+def get_config(variant: str = "full") -> ConfigDict:
+    """The 7B recipe's variant; `model.path`, `data.manual_dir` and `data.filter_file` are the user's to give."""
+    config = medvr_qwen2_5_vl_7b.get_config(variant)
     config.data.name = "sets"
     config.data.sets = ("omnimedvqa",)
     config.data.filter_rule = "strict"  # as the reward judges

@@ -1,30 +1,21 @@
 """The quick start: GRPO on the synthetic task with a 0.3 M-parameter Qwen2.5-VL, on two CPU cores.
 
 Variants: `full` (EVR and CCA, the default), `evr`, `cca`, `zoom` (the tool with a conditional reward), `text` (no
-tool). They share everything else, the images too.
+tool); after a comma, or alone for `full`, `reward=none|unconditional|conditional|cca` and `gamma=NUMBER`. They share
+everything else, the images too.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import base
-from medvr_jax.errors import UserError
-
-VARIANTS = {  # tools, forks, tool reward
-    "text": ((), False, "none"),
-    "zoom": (("image_zoom_in_tool",), False, "conditional"),
-    "evr": (("image_zoom_in_tool",), True, "conditional"),
-    "cca": (("image_zoom_in_tool",), False, "consensus"),
-    "full": (("image_zoom_in_tool",), True, "consensus"),
-}
+from configs import base, variants
 
 
 def get_config(variant: str = "full") -> ConfigDict:
     """The recipe of one variant."""
-    if variant not in VARIANTS:
-        raise UserError(f"--config: found variant {variant!r}, allowed are {', '.join(VARIANTS)}")
     config = base.get_config()
+    row = variants.apply_medvr(config, variant)
     config.steps = 60
     config.checkpoint_every = 20
     config.evaluate_every = 10
@@ -38,7 +29,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data.evaluation_batch = 64
 
     # The system prompts of the warm-up.
-    config.prompt.system = "Answer at once." if variant == "text" else "Zoom in, then answer."
+    config.prompt.system = "Answer at once." if row == "text" else "Zoom in, then answer."
     config.prompt.bucket = 96
     config.prompt.patches = 64  # 112 x 112 pixels: 8 x 8 patches, 16 visual tokens
     config.prompt.min_pixels = config.prompt.max_pixels = 112 * 112
@@ -49,8 +40,6 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.rollout.observation_length = 48
     config.rollout.crop_patches = 64
     config.rollout.crop_min_pixels = config.rollout.crop_max_pixels = 112 * 112
-
-    config.rollout.tools, config.evr.enabled, config.rewards.tool = VARIANTS[variant]
 
     config.grpo.clip_low, config.grpo.clip_high = 0.2, 0.28
     config.grpo.kl_weight = 0.05

@@ -115,6 +115,8 @@ def assemble(
         encoder = load_encoder(
             folder,
             config.prompt.system or system_prompt(tools),
+            template=config.prompt.template,
+            option=config.prompt.option,
             prompt_patches=config.prompt.patches,
             prompt_min_pixels=config.prompt.min_pixels,
             prompt_max_pixels=config.prompt.max_pixels,

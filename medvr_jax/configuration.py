@@ -50,8 +50,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "evr.entropy_unit": ("nats", "log_vocabulary"),
     "evr.spending": ("repeated", "one_pass"),
     "rewards.tool": ("consensus", "conditional", "unconditional", "none"),
+    "rewards.scheme": ("medvr", "medvlm_r1"),
     "grpo.aggregation": ("token", "sequence"),
-    "optimizer.schedule": ("constant", "cosine"),
+    "optimizer.schedule": ("constant", "linear", "cosine"),
     "evaluate.failures": ("refuse", "empty"),
 }
 # Numbers are at least 0 and whole ones at least 1, unless they are named here: (lowest, highest).
@@ -255,6 +256,13 @@ def _rollout_fits(c: Mapping[str, Any]) -> None:
         raise UserError(f"rewards.low: found {c['rewards.low']}, allowed is at most rewards.high = {c['rewards.high']}")
 
 
+def _prompt_asks(c: Mapping[str, Any]) -> None:
+    for name, places in (("prompt.template", ("{question}",)), ("prompt.option", ("{letter}", "{text}"))):
+        for place in places:
+            if c[name].count(place) != 1:
+                raise UserError(f"{name}: found {c[name]!r}, allowed are texts with {place} in them once")
+
+
 def _images_fit(c: Mapping[str, Any]) -> None:
     patch = _patch_side(c["model.path"])
     for patches, low, high in (
@@ -396,6 +404,7 @@ def _data_exists(c: Mapping[str, Any]) -> None:
 _Check = Callable[[Mapping[str, Any]], None]
 _COMBINATIONS: tuple[_Check, ...] = (
     _rollout_fits,
+    _prompt_asks,
     _batches_divide,
     _schedule_fits,
     _profiles_steps,

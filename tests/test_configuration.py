@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base, tiny_cpu
+from configs import base, tiny_cpu, variants
 from medvr_jax import configuration
 from medvr_jax.errors import UserError
 
@@ -45,27 +45,20 @@ def refusal(config: ConfigDict, **changes: object) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("variant", [None, *tiny_cpu.VARIANTS])
+@pytest.mark.parametrize("variant", [None, *variants.ROWS])
 def test_tiny_variants_are_valid(variant: str | None, model_folder: Path) -> None:
     spec = RECIPE if variant is None else f"{RECIPE}:{variant}"
     config = configuration.load_config(spec, [("model.path", str(model_folder))])
-    tools, forks, reward = tiny_cpu.VARIANTS[variant or "full"]
+    tools, forks, reward = variants.ROWS[variant or "full"]
     assert (config.rollout.tools, config.evr.enabled, config.rewards.tool) == (tools, forks, reward)
     assert configuration.validate(config) == config
-
-
-def test_variants_differ_in_what_they_are_about_only() -> None:
-    full = dict(configuration.leaves(tiny_cpu.get_config("full")))
-    for variant in tiny_cpu.VARIANTS:
-        other = dict(configuration.leaves(tiny_cpu.get_config(variant)))
-        differing = {name for name in full if full[name] != other[name]}
-        assert differing <= {"rollout.tools", "evr.enabled", "rewards.tool", "prompt.system"}, variant
 
 
 # file, and a few of its values: prompts, trajectories, tools, the tool's reward, KL weight
 LARGE_RECIPES = {
     "medvr_qwen2_5_vl_7b": (256, 16, ("image_zoom_in_tool",), "consensus", 1e-3),
     "medvr_qwen2_5_vl_3b": (32, 16, ("image_zoom_in_tool",), "consensus", 1e-3),
+    "medvr_qwen2_5_vl_32b": (256, 16, ("image_zoom_in_tool",), "consensus", 1e-3),
     "medvlm_r1_qwen2_vl_2b": (8, 4, (), "none", 0.04),
 }
 
@@ -76,6 +69,8 @@ def test_large_recipes_are_valid_once_model_and_data_are_given(name: str, model_
     file.touch()
     overrides = [
         ("model.path", str(model_folder)),
+        ("data.name", "jsonl"),
+        ("data.sets", "()"),
         ("data.train_file", str(file)),
         ("data.test_file", str(file)),
         ("data.image_folder", str(tmp_path)),
@@ -165,6 +160,9 @@ def test_wrong_overrides_are_named(name: str, text: str, message: str, model_fol
         ({"rewards__low": 2.0}, "rewards.low: found 2.0, allowed is at most rewards.high = 1.0"),
         ({"rewards__raster": 1025}, "rewards.raster: found 1025, allowed is 1 to 1024"),
         ({"data__synthetic__period": 0}, "data.synthetic.period: found 0.0, allowed is more than 0"),
+        ({"prompt__template": "Why?"}, "prompt.template: found 'Why?', allowed are texts with {question} in them once"),
+        ({"prompt__option": "{letter}"}, "prompt.option: found '{letter}', allowed are texts with {text} in them once"),
+        ({"rewards__scheme": "medvlm"}, "rewards.scheme: found 'medvlm', allowed are medvr, medvlm_r1"),
         ({"prompt__bucket": 16}, "prompt.bucket: found 16"),
         ({"prompt__images": 8}, "prompt.bucket: found 96"),
         ({"prompt__patches": 66}, "prompt.patches: found 66, allowed are multiples of 4"),
@@ -255,7 +253,7 @@ def test_broken_recipe_files_are_named(text: str, message: str, tmp_path: Path) 
 
 def test_variant_of_a_recipe_without_variants() -> None:
     with pytest.raises(UserError, match="has no variants, but 'big' was asked for"):
-        configuration.load_config(str(REPOSITORY / "configs" / "medvr_qwen2_5_vl_7b.py:big"))
+        configuration.load_config(str(REPOSITORY / "configs" / "tiny_warmup.py:big"))
 
 
 def test_supervised_needs_its_section(tiny: ConfigDict) -> None:

@@ -32,7 +32,8 @@ class Example:
     question_type: str = ""
     language: str = "en"
 
-    def question_text(self) -> str:
-        """The question with its options, one per line: "A. …"."""
-        lines = [self.question, *(f"{letter}. {text}" for letter, text in zip(LETTERS, self.options, strict=False))]
-        return "\n".join(lines)
+    def question_text(self, option: str = "{letter}. {text}") -> str:
+        """The question with its options, one per line as `option` says."""
+        choices = zip(LETTERS, self.options, strict=False)
+        lines = [option.replace("{letter}", letter).replace("{text}", text) for letter, text in choices]
+        return "\n".join([self.question, *lines])

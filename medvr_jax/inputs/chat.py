@@ -33,15 +33,18 @@ from medvr_jax.models.rope import multimodal_positions
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """All that turns text and images into model inputs: tokenizer, image processor and system prompt.
+    """All that turns text and images into model inputs: tokenizer, image processor and the prompt's texts.
 
-    The pixel limits are the processor's own when they are None. `prompt_patches` and `crop_patches` are the patch
+    `template` is the user's text around the {question}, `option` a line of its options with {letter} and {text}. The
+    pixel limits are the processor's own when they are None. `prompt_patches` and `crop_patches` are the patch
     buckets that images and crops must fit.
     """
 
     tokenizer: PreTrainedTokenizerBase
     processor: Qwen2VLImageProcessorPil
     system: str
+    template: str = "{question}"
+    option: str = "{letter}. {text}"
     prompt_patches: int | None = None
     prompt_min_pixels: int | None = None
     prompt_max_pixels: int | None = None
@@ -65,8 +68,12 @@ class Encoder:
     def merge_size(self) -> int:
         return self.processor.merge_size
 
+    def user_text(self, example: Example) -> str:
+        """What the user says beside the images."""
+        return self.template.replace("{question}", example.question_text(self.option))
 
-def load_encoder(folder: str | Path, system: str, **settings: int | None) -> Encoder:
+
+def load_encoder(folder: str | Path, system: str, **settings: str | int | None) -> Encoder:
     """The encoder of a Hugging Face folder; `settings` are the further fields of Encoder."""
     try:
         encoder = Encoder(load_tokenizer(folder), load_processor(folder), system, **settings)
@@ -78,7 +85,8 @@ def load_encoder(folder: str | Path, system: str, **settings: int | None) -> Enc
         ) from error
     if not encoder.tokenizer.chat_template:
         raise UserError(f"model.path: {folder} holds no chat template; chat_template.jinja is needed")
-    _refuse_reserved(encoder, system, "prompt.system")
+    for name in ("system", "template", "option"):
+        _refuse_reserved(encoder, getattr(encoder, name), f"prompt.{name}")
     try:
         encoder.tokenizer.apply_chat_template([{"role": "user", "content": []}], tokenize=False)
     except Exception as error:  # Jinja's, or whatever the template raises
@@ -145,7 +153,7 @@ def encode_prompt(example: Example, encoder: Encoder) -> Prompt:
 def prompt_ids(example: Example, encoder: Encoder) -> np.ndarray:
     """The prompt's token ids [n] int32 with one placeholder for each image."""
     _refuse_reserved(encoder, example.question_text(), f"example {example.id}: question or options")
-    content = [{"type": "image"} for _ in example.images] + [{"type": "text", "text": example.question_text()}]
+    content = [{"type": "image"} for _ in example.images] + [{"type": "text", "text": encoder.user_text(example)}]
     messages = [{"role": "user", "content": content}]
     if encoder.system:
         messages.insert(0, {"role": "system", "content": encoder.system})

@@ -13,6 +13,9 @@ import json
 import re
 from collections.abc import Sequence
 
+import jax
+import jax.numpy as jnp
+
 _NO_TAG = r"(?:(?!</?(?:think|tool_call|tool_response|answer)>|<\|).)*"
 _TURN = re.compile(
     rf"\s*<think>{_NO_TAG}</think>\s*<(?P<action>tool_call|answer)>(?P<body>{_NO_TAG})</(?P=action)>\s*", re.DOTALL
@@ -49,6 +52,6 @@ def is_well_formed(turns: Sequence[str]) -> bool:
     return True
 
 
-def format_reward(turns: Sequence[str], *, penalty: float = -0.2) -> float:
-    """R_format of a trajectory: 0 if it is well formed, else `penalty`."""
-    return 0.0 if is_well_formed(turns) else penalty
+def format_reward(well_formed: jax.Array, *, penalty: float = -0.2) -> jax.Array:
+    """R_format of trajectories: 0 where they are well formed, bool of any shape, else `penalty`; float32."""
+    return jnp.where(well_formed, 0.0, penalty).astype(jnp.float32)

@@ -43,7 +43,7 @@ def _record(rollout: Rollout, rewards: Rewards, b: int, m: int) -> dict[str, Any
         "options": list(example.options),
         "answer": example.answer,
         "prediction": prediction(trajectory),
-        "correct": bool(rewards.accuracy[b, m] > 0),
+        "correct": bool(rewards.correct[b, m]),
         "turns": [
             {
                 "text": turn.text,
@@ -87,7 +87,7 @@ def trajectory_facts(rollout: Rollout, rewards: Rewards) -> dict[str, np.ndarray
     def each(fact: Callable[[Trajectory], Any]) -> np.ndarray:
         return np.array([[fact(trajectory) for trajectory in group] for group in rollout.trajectories])
 
-    names = ("accuracy", "format", "tool", "total", "iou", "has_spread")
+    names = ("accuracy", "format", "tool", "total", "iou", "has_spread", "correct", "well_formed")
     return {name: np.asarray(jax.device_get(getattr(rewards, name))) for name in names} | {
         "called": each(lambda t: sum(turn.called for turn in t.turns)),
         "zooms": each(lambda t: len(t.zooms)),
@@ -115,7 +115,7 @@ def work_facts(rollout: Rollout, vision: VisionConfig) -> dict[str, np.ndarray]:
 def rollout_metrics(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
     """The step's figures under the names that `metrics.jsonl` uses: reward/* and rollout/*."""
     called, sampled, origin, ended = facts["called"], facts["sampled"], facts["origin"], facts["ended"]
-    correct = facts["accuracy"] > 0
+    correct = facts["correct"]
     return {
         "reward/total": float(facts["total"].mean()),
         "reward/accuracy": float(facts["accuracy"].mean()),
@@ -125,7 +125,8 @@ def rollout_metrics(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
         "reward/consensus_iou": float(facts["iou"][correct].mean()) if correct.any() else 0.0,
         "rollout/tool_rate": float((called > 0).mean()),
         "rollout/valid_call_rate": float(facts["zooms"].sum() / called.sum()) if called.any() else 0.0,
-        "rollout/format_rate": float((facts["format"] >= 0).mean()),
+        "rollout/right_rate": float(correct.mean()),
+        "rollout/format_rate": float(facts["well_formed"].mean()),
         "rollout/answered_rate": float((ended == "answer").mean()),
         "rollout/truncated_rate": float((ended == "truncated").mean()),
         "rollout/forks_asked": float(facts["asked"].sum()),

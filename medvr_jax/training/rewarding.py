@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medvr_jax.datasets.example import Example
+from medvr_jax.rewards import medvlm_r1
 from medvr_jax.rewards.answers import extract_answer, is_correct
-from medvr_jax.rewards.format import format_reward
+from medvr_jax.rewards.format import format_reward, is_well_formed
 from medvr_jax.rewards.total import tool_reward_by_mode, total_reward
 from medvr_jax.rollout.trajectories import Rollout, Trajectory
 from medvr_jax.training.advantages import group_advantages
@@ -21,6 +23,7 @@ from medvr_jax.training.advantages import group_advantages
 class RewardSettings:
     """Static under jit; see `configs/base.py`, sections rewards and grpo."""
 
+    scheme: str
     accuracy_weight: float
     format_weight: float
     tool_weight: float
@@ -36,9 +39,10 @@ class RewardSettings:
 
 
 class Rewards(NamedTuple):
-    """Rewards of a rollout: `[B, M]` float32 each, `has_spread [B]` bool.
+    """Rewards of a rollout: `[B, M]` float32 each, `correct` and `well_formed` `[B, M]` bool, `has_spread [B]` bool.
 
-    `tool` is R_tool as it enters the total, before its weight; `iou` the overlap with the group's consensus.
+    `accuracy` may be a part of 1 under a scheme that pays parts; `correct` is where it is whole. `tool` is R_tool as it
+    enters the total, before its weight; `iou` the overlap with the group's consensus.
     """
 
     accuracy: jax.Array
@@ -48,6 +52,8 @@ class Rewards(NamedTuple):
     iou: jax.Array
     advantages: jax.Array
     has_spread: jax.Array
+    correct: jax.Array
+    well_formed: jax.Array
 
 
 def prediction(trajectory: Trajectory) -> str | None:
@@ -55,19 +61,22 @@ def prediction(trajectory: Trajectory) -> str | None:
     return extract_answer(trajectory.texts[-1]) if trajectory.turns else None
 
 
-def accuracy_of(rollout: Rollout) -> np.ndarray:
-    """R_acc `[B, M]` float32: 1 where the answer is right, else 0."""
+def _accuracy(trajectory: Trajectory, example: Example, scheme: str) -> float:
+    """R_acc, at most 1."""
+    reward = medvlm_r1.accuracy_reward if scheme == "medvlm_r1" else is_correct
+    said = prediction(trajectory)
+    return float(reward(said, answer=example.answer, answer_kind=example.answer_kind, options=example.options))
+
+
+def _well_formed(trajectory: Trajectory) -> bool:
+    return trajectory.ended == "answer" and is_well_formed(trajectory.texts)
+
+
+def accuracy_of(rollout: Rollout, scheme: str = "medvr") -> np.ndarray:
+    """R_acc `[B, M]` float32: 1 where the answer is right, else 0; a scheme may pay parts."""
     return np.array(
         [
-            [
-                is_correct(
-                    prediction(trajectory),
-                    answer=prompt.example.answer,
-                    answer_kind=prompt.example.answer_kind,
-                    options=prompt.example.options,
-                )
-                for trajectory in group
-            ]
+            [_accuracy(trajectory, prompt.example, scheme) for trajectory in group]
             for prompt, group in zip(rollout.prompts, rollout.trajectories, strict=True)
         ],
         np.float32,
@@ -88,28 +97,26 @@ def zoom_boxes(rollout: Rollout, tool_turns: int) -> tuple[np.ndarray, np.ndarra
 
 def reward_rollout(rollout: Rollout, tool_turns: int, settings: RewardSettings) -> Rewards:
     """All rewards of a rollout, and the advantages of its groups."""
-    formats = [
-        [
-            settings.format_penalty
-            if trajectory.ended != "answer"
-            else format_reward(trajectory.texts, penalty=settings.format_penalty)
-            for trajectory in group
-        ]
-        for group in rollout.trajectories
-    ]
+    well_formed = np.array([[_well_formed(trajectory) for trajectory in group] for group in rollout.trajectories])
     boxes, valid = zoom_boxes(rollout, tool_turns)
-    return _combine(boxes, valid, accuracy_of(rollout), np.array(formats, np.float32), settings)
+    return _combine(boxes, valid, accuracy_of(rollout, settings.scheme), well_formed, settings)
 
 
 @functools.partial(jax.jit, static_argnames="settings")
 def _combine(
-    boxes: jax.Array, valid: jax.Array, accuracy: jax.Array, format_: jax.Array, settings: RewardSettings
+    boxes: jax.Array, valid: jax.Array, accuracy: jax.Array, well_formed: jax.Array, settings: RewardSettings
 ) -> Rewards:
+    correct = accuracy >= 1.0
+    format_ = (
+        medvlm_r1.format_reward(well_formed)
+        if settings.scheme == "medvlm_r1"
+        else format_reward(well_formed, penalty=settings.format_penalty)
+    )
     result = tool_reward_by_mode(
         settings.tool,
         boxes,
         valid,
-        accuracy > 0,
+        correct,
         eta=settings.eta,
         high=settings.high,
         low=settings.low,
@@ -128,4 +135,14 @@ def _combine(
     advantages, has_spread = group_advantages(
         total, std_threshold=settings.std_threshold, normalise_by_std=settings.normalise_by_std
     )
-    return Rewards(accuracy, format_, result.reward, total, result.iou, advantages, jnp.asarray(has_spread))
+    return Rewards(
+        accuracy=accuracy,
+        format=format_,
+        tool=result.reward,
+        total=total,
+        iou=result.iou,
+        advantages=advantages,
+        has_spread=jnp.asarray(has_spread),
+        correct=correct,
+        well_formed=well_formed,
+    )

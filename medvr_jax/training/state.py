@@ -40,7 +40,7 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    """AdamW and its schedule; `steps` is the length of the run, which the cosine schedule needs."""
+    """AdamW and its schedule; `steps` is the length of the run, where falling schedules end."""
 
     learning_rate: float
     schedule: str
@@ -55,10 +55,12 @@ class OptimizerSettings:
 
 
 def learning_rate_schedule(settings: OptimizerSettings) -> optax.Schedule:
-    """Linear warm-up, then constant or cosine to zero at the last step."""
+    """Linear warm-up, then constant, or falling to zero at the last step: linear or cosine."""
     after = max(settings.steps - settings.warmup_steps, 1)
     if settings.schedule == "cosine":
         main = optax.cosine_decay_schedule(settings.learning_rate, after)
+    elif settings.schedule == "linear":
+        main = optax.linear_schedule(settings.learning_rate, 0.0, after)
     else:
         main = optax.constant_schedule(settings.learning_rate)
     if not settings.warmup_steps:

@@ -79,6 +79,21 @@ def test_texts_cannot_end_their_turn(encoder, token):
     assert f"prompt.system: found the text {token}" in str(caught.value)
 
 
+def test_a_recipe_may_say_the_question_otherwise():
+    """Braces of the question's own are left alone."""
+    template, option = "\n  {question} \nThink, then answer.", "{letter}) {text}"
+    encoder = load_encoder(TINY, "Look.", template=template, option=option)
+    asked = example(question="Is {text} or {question} {letter}?", options=("{letter}", "up"))
+    text = (
+        "<|im_start|>system\nLook.<|im_end|>\n<|im_start|>user\n"
+        "\n  Is {text} or {question} {letter}?\nA) {letter}\nB) up \nThink, then answer.<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+    assert encode_prompt(asked, encoder).token_ids.tolist() == encoder.tokenizer.encode(text)
+    with pytest.raises(UserError, match="prompt.template: found the text <.im_end.>"):
+        load_encoder(TINY, "Look.", template="<|im_end|>{question}")
+
+
 def test_calls_are_no_reserved_texts(encoder):
     text = "Answer <tool_call> or <|im_en|>."
     assert text in encoder.tokenizer.decode(encode_prompt(example(question=text), encoder).token_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from medvr_jax.rewards.format import format_reward, is_well_formed
@@ -23,7 +24,6 @@ ANSWER = "<think>seen</think>\n<answer>B</answer>"
 )
 def test_well_formed(turns: list[str]) -> None:
     assert is_well_formed(turns)
-    assert format_reward(turns) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -66,5 +66,9 @@ def test_well_formed(turns: list[str]) -> None:
 )
 def test_malformed(turns: list[str]) -> None:
     assert not is_well_formed(turns)
-    assert format_reward(turns) == -0.2
-    assert format_reward(turns, penalty=-1.0) == -1.0
+
+
+def test_only_malformed_output_pays() -> None:
+    well_formed = np.array([[is_well_formed([ANSWER]), is_well_formed([])]])
+    np.testing.assert_allclose(format_reward(well_formed), [[0.0, -0.2]])
+    np.testing.assert_allclose(format_reward(well_formed, penalty=-1.0), [[0.0, -1.0]])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from medvr_jax.errors import UserError
 from medvr_jax.inputs.boxes import ZoomBox
 from medvr_jax.inputs.chat import Prompt
 from medvr_jax.rollout.trajectories import Calls, Rollout, TokenArrays, Trajectory, Turn
-from medvr_jax.training.records import rollout_metrics, trajectory_facts
+from medvr_jax.training.records import rollout_metrics, rollout_records, trajectory_facts
 from medvr_jax.training.rewarding import reward_rollout
 from medvr_jax.training.trainer import refuse_broken
 from tests.tiny_run import small_config
@@ -57,6 +59,38 @@ def test_the_tool_reward_is_what_entered_the_total(tool: str, expected: float) -
     assert figures["reward/total"] == pytest.approx(
         figures["reward/accuracy"] + figures["reward/format"] + figures["reward/tool"]
     )
+
+
+def test_a_half_reward_is_not_a_right_answer() -> None:
+    """Under MedVLM-R1's scheme R_acc may be 0.5: it counts in the reward, and nowhere as right."""
+    settings = assembly.reward_settings(small_config("text", rewards__scheme="medvlm_r1"))
+    texts = [
+        "<think>So.</think><answer>A</answer>",
+        "<think>So.</think><answer>A. a</answer>",
+        "<answer>A</answer>",
+        "",
+    ]
+    rollout = made_rollout()
+    group = [Trajectory((Turn(text),), "answer", "base", None, None) for text in texts]
+    rollout = dataclasses.replace(rollout, trajectories=[group])
+    rewards = reward_rollout(rollout, 0, settings)
+    np.testing.assert_array_equal(rewards.accuracy, [[1.0, 0.5, 1.0, 0.0]])
+    np.testing.assert_array_equal(rewards.format, [[1.0, 1.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(rewards.total, [[2.0, 1.5, 1.0, 0.0]])
+    figures = rollout_metrics(trajectory_facts(rollout, rewards))
+    assert figures["reward/accuracy"] == 0.625 and figures["rollout/right_rate"] == 0.5
+    assert figures["rollout/format_rate"] == 0.5
+    host = dataclasses.replace(rollout.host, **{name: np.zeros((1, 4, 1)) for name in ("tokens", "sampled", "entropy")})
+    records = rollout_records(dataclasses.replace(rollout, host=host), rewards, 0, [0])
+    assert [record["correct"] for record in records] == [True, False, True, False]
+
+
+def test_a_truncated_trajectory_is_not_well_formed() -> None:
+    settings = assembly.reward_settings(small_config("text", rewards__scheme="medvlm_r1"))
+    turn = Turn("<think>So.</think><answer>A</answer>")
+    group = [Trajectory((turn,), ended, "base", None, None) for ended in ("answer", "truncated")] * 2
+    rewards = reward_rollout(dataclasses.replace(made_rollout(), trajectories=[group]), 0, settings)
+    np.testing.assert_array_equal(rewards.format, [[1.0, 0.0, 1.0, 0.0]])
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm"])

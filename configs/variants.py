@@ -1,0 +1,100 @@
+"""The part of `--config=FILE:VARIANT` behind the colon: words and settings, e.g. `zoom` or `full,gamma=0.25`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from medvr_jax.errors import UserError
+
+ROWS = {  # the paper's ablation: tools, forks, tool reward
+    "text": ((), False, "none"),
+    "zoom": (("image_zoom_in_tool",), False, "conditional"),
+    "evr": (("image_zoom_in_tool",), True, "conditional"),
+    "cca": (("image_zoom_in_tool",), False, "consensus"),
+    "full": (("image_zoom_in_tool",), True, "consensus"),
+}
+REWARDS = {  # the paper's designs of the tool reward: rewards.tool
+    "none": "none",
+    "unconditional": "unconditional",
+    "conditional": "conditional",
+    "cca": "consensus",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What a variant says: at most one word, and settings by name."""
+
+    word: str = ""
+    settings: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def parse(text: str, words: Sequence[str], settings: Mapping[str, str]) -> Variant:
+    """The parts of `text`, which commas separate: one of `words`, and name=value for names in `settings`.
+
+    Args:
+        settings: the names and what their values may be, for messages.
+
+    Raises:
+        UserError: for a part that is neither, or that stands there twice.
+    """
+    word, found = "", {}
+    for part in text.split(","):
+        name, equals, value = part.strip().partition("=")
+        if not equals and name in words:
+            if word:
+                raise UserError(f"--config: found variant {text!r} with both {word} and {name}, allowed is one of them")
+            word = name
+        elif equals and name in settings:
+            if name in found:
+                raise UserError(f"--config: found variant {text!r} with {name} twice, allowed is once")
+            found[name] = value
+        else:
+            forms = [*words, *(f"{name}={values}" for name, values in settings.items())]
+            raise UserError(f"--config: found variant {part.strip()!r}, allowed are {', '.join(forms)}")
+    return Variant(word, found)
+
+
+def apply_medvr(config: ConfigDict, text: str) -> str:
+    """Sets tools, forks and tool reward of MedVR's variant `text`; returns the ablation's row.
+
+    A row of the ablation (`full` where there is none), `reward=` for the designs of the tool reward and `gamma=` for
+    EVR's. They must fit: text has nothing to reward, cca is a reward already, and gamma needs forks.
+    """
+    variant = parse(text, tuple(ROWS), {"reward": "|".join(REWARDS), "gamma": "NUMBER"})
+    row = variant.word or "full"
+    config.rollout.tools, config.evr.enabled, config.rewards.tool = ROWS[row]
+    if "reward" in variant.settings:
+        config.rewards.tool = _reward(row, variant.settings["reward"])
+    if "gamma" in variant.settings:
+        config.evr.gamma = _gamma(row, variant.settings["gamma"])
+    return row
+
+
+def _reward(row: str, value: str) -> str:
+    if value not in REWARDS:
+        raise UserError(f"--config: found variant 'reward={value}', allowed are {', '.join(REWARDS)}")
+    if row in ("text", "cca"):
+        why = "has no tool to reward" if row == "text" else "is the reward cca without forks"
+        raise UserError(
+            f"--config: found variant '{row},reward={value}', but {row} {why}; allowed with zoom, evr, full"
+        )
+    return REWARDS[value]
+
+
+def _gamma(row: str, value: str) -> float:
+    try:
+        gamma = float(value)
+    except ValueError:
+        gamma = math.nan
+    if not 0 <= gamma < math.inf:
+        raise UserError(f"--config: found variant 'gamma={value}', allowed are numbers from 0 on")
+    if not ROWS[row][1]:
+        raise UserError(
+            f"--config: found variant '{row},gamma={value}', but {row} has no forks; allowed with evr, full"
+        )
+    return gamma
