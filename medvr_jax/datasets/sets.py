@@ -8,6 +8,8 @@ for the default one. Published files lie in MANUAL_DIR/NAME, prepared ones in DA
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import operator
 import os
 from collections.abc import Sequence
@@ -45,6 +47,7 @@ class PreparedSet(Sequence[Example]):
                 f"data.sets: {name} was prepared without a split {split!r}; there is {', '.join(builder.info.splits)}; "
                 f"for another one add its files and delete {builder.data_dir}"
             )
+        self.folder = Path(builder.data_dir)
         self._records = builder.as_data_source(split)
 
     def __len__(self) -> int:
@@ -60,6 +63,13 @@ class PreparedSet(Sequence[Example]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return decode_example(self._fields(index))
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """The ids of all questions, without reading these."""
+        from medvr_jax.datasets.published.builders import IDS
+
+        return json.loads((self.folder / IDS).read_text(encoding="utf-8"))[self.split]
 
     def audit(self, index: int) -> Audit:
         """Regions and mask of one question's image."""

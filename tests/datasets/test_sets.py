@@ -39,6 +39,7 @@ def test_what_is_read_back_is_what_the_files_hold(tmp_path: Path, name: str) -> 
         prepared = read_set(name, split, **folders(tmp_path))
         raw = list(checked(published.read(folder, published.variants[0], split, Faults("")), Faults("")))
         assert len(prepared) == len(raw) > 0
+        assert prepared.ids == [record.example.id for record in raw]
         if name in samples.COUNTS:
             assert len(prepared) == samples.COUNTS[name][split]
         for index, record in enumerate(raw):  # in the files' order, all fields, images as the very bytes
@@ -81,7 +82,7 @@ def test_large_splits_have_several_files_in_order(tmp_path: Path, monkeypatch: p
     samples.write_table(folder / "test_2.csv", rows)
     prepared = read_set("pmc_vqa/v2", "test", **folders(tmp_path))
     assert len(list((tmp_path / "prepared/pmc_vqa/v2").glob("*/*test*array_record*"))) > 3
-    assert [example.id for example in prepared] == [f"test_2-{number}" for number in range(25)]
+    assert prepared.ids == [example.id for example in prepared] == [f"test_2-{number}" for number in range(25)]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

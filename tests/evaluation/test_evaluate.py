@@ -38,7 +38,7 @@ FILES = ("predictions.jsonl", "results.json", "table.md", "tables.json", "synthe
 
 def evaluate(workdir: Path, variant: str = "full", **overrides: object) -> list[dict[str, Any]]:
     """Evaluates the tiny model in this process; the rows."""
-    config = small_config(variant, **overrides)
+    config = small_config(variant, **({"data__prompts_per_step": 8} | overrides))  # on eight devices
     run.evaluate(config, workdir)
     return rows_of(run.evaluation_folder(config.evaluate, workdir))
 

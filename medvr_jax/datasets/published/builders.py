@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from medvr_jax.errors import UserError
 
 VERSION = "1.0.0"  # of the record layout: another one is another folder
 REPORT = "faults.jsonl"  # in the folder of a prepared variant
+IDS = "ids.json"  # beside the prepared files: of each split, in order
 _SHARD_BYTES = 1 << 27  # of images, about: tfds keeps the examples of a shard in memory until it is written
 
 _TEXTS = ("id", "question", "answer", "answer_kind", "modality", "dataset", "question_type", "language")
@@ -106,6 +108,11 @@ class PublishedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(VERSION)
     on_error: OnError = "refuse"
 
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
+        self._ids: dict[str, list[str]] = {}
+        super()._download_and_prepare(dl_manager, download_config)
+        (Path(self.data_path) / IDS).write_text(json.dumps(self._ids), encoding="utf-8")
+
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             description=self.SET.title,
@@ -156,7 +163,14 @@ class PublishedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         number = 1 + survey.bytes // _SHARD_BYTES
         size = -(-survey.records // number)
         known = Faults("")  # they were collected by the survey
-        examples = enumerate(map(encode, self._records(folder, split, known, "writing")))
+        ids = self._ids[split] = []
+
+        def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
+            for record in self._records(folder, split, known, "writing"):
+                ids.append(record.example.id)
+                yield len(ids), encode(record)
+
+        examples = encoded()
         return [lambda: itertools.islice(examples, size)] * (-(-survey.records // size))
 
     def _records(self, folder: Path, split: str, faults: Faults, what: str) -> Iterator[Record]:
