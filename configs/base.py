@@ -56,13 +56,9 @@ def get_config() -> ConfigDict:
     data.sets = ()  # e.g. ("omnimedvqa:2", "slake/en:1")
     data.manual_dir = ""  # sets: folder of the published files
     data.data_dir = "prepared"  # sets: folder of what is made of them, once
-    data.on_error = (
-        "refuse"  # refuse | skip: what becomes of lines and records that are wrong; either way they are listed
-    )
+    data.on_error = "refuse"  # refuse | skip: what becomes of wrong lines and records; either way they are listed
     data.check_images = "pixels"  # pixels | header: how much of your own images is read before the run begins
-    data.filter_file = (
-        ""  # a scoring pass over the training questions: predictions of --mode=evaluate; empty = no filter
-    )
+    data.filter_file = ""  # predictions of --mode=evaluate on the training questions; empty = no filter
     data.filter_rule = "strict"  # strict | medevalkit: the scores in this file that count
     data.filter_minimum = 0.0  # a question stays if the share of its samples that are right is more than this
     data.filter_maximum = 1.0  # and less than this
