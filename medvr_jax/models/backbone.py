@@ -36,7 +36,9 @@ from medvr_jax.models.partitioning import constrain, constrain_groups
 from medvr_jax.models.rope import text_rotary
 from medvr_jax.models.vision import ImageBatch, VisionTower
 
-SCAN_FROM = 16  # decoders with at least so many layers are scanned; smaller ones are unrolled, which is faster on a CPU
+# Decoders with at least so many layers are scanned; smaller ones are unrolled, which is faster on a CPU.
+SCAN_FROM = 16
+SCORE_SCAN_FROM = 8  # in training, where one layer's backward pass leaves its memory to the next
 
 
 @jax.tree_util.register_dataclass
@@ -261,7 +263,7 @@ class Backbone(nnx.Module):
         def layer_function(carry, layer: Weights, last: bool = False):
             return group_layer(*carry, packing, layer, rotaries, prompt.valid, text, self.attention, last=last)
 
-        if remat == "none" and text.num_layers < SCAN_FROM:
+        if remat == "none" and text.num_layers < SCORE_SCAN_FROM:
             for layer in range(text.num_layers):
                 weights = {name: gathered(value, axes[name]) for name, value in layer_of(stack, layer).items()}
                 x, y = layer_function((x, y), weights, layer == text.num_layers - 1)
