@@ -104,14 +104,13 @@ def prepare_image(
 
 def _patches(processor: Qwen2VLImageProcessorPil, image: Image.Image) -> np.ndarray:
     """Patches [s, patch_dim] float32 of an RGB image whose sides are multiples of the merged patch's."""
-    side, frames = processor.patch_size, processor.temporal_patch_size
-    levels, places = _levels(processor), _places(processor, image.size)
-    planes = np.stack([np.asarray(band) for band in image.split()])
-    codes = planes.view(f"V{side}").ravel()[places].view(np.uint8).reshape(len(levels), -1, side * side)
-    patches = np.empty((codes.shape[1], len(levels), frames, side * side), np.float32)
-    for channel, of_channel in enumerate(levels):
-        patches[:, channel] = of_channel[codes[channel]][:, None]
-    return patches.reshape(len(patches), -1)
+    levels, places, pixels = _levels(processor), _places(processor, image.size), np.asarray(image)
+    planes = np.empty((len(levels), image.height * image.width), np.float32)
+    for channel, plane in enumerate(planes):
+        # "clip" spares a copy; no value of a pixel is outside.
+        levels[channel].take(pixels[..., channel].ravel().astype(np.intp), mode="clip", out=plane)
+    rows = planes.view(f"V{planes.itemsize * processor.patch_size}").ravel()
+    return rows.take(places.ravel(), mode="clip").view(np.float32).reshape(len(places), -1)
 
 
 @functools.lru_cache(maxsize=4)
@@ -128,7 +127,7 @@ def _levels(processor: Qwen2VLImageProcessorPil) -> np.ndarray:
 
 @functools.lru_cache(maxsize=128)
 def _places(processor: Qwen2VLImageProcessorPil, size: Size) -> np.ndarray:
-    """[channels, s, rows of a patch] int32: where the processor takes each row of a patch from.
+    """[s, channels * frames * side] intp: where the processor takes each row of a patch from.
 
     Counted in rows of a patch, channel by channel, through an image of this (width, height).
     """
@@ -137,8 +136,7 @@ def _places(processor: Qwen2VLImageProcessorPil, size: Size) -> np.ndarray:
     rows = np.arange(channels * height * width // side, dtype=np.float32)  # whole numbers up to 2 ** 24
     image = rows.repeat(side).reshape(channels, height, width)
     found, _, _ = processor.patchify(image, side, processor.merge_size, frames)
-    found = found.reshape(-1, channels, frames, side, side)[:, :, 0, :, 0]  # all frames are alike
-    return np.ascontiguousarray(found.transpose(1, 0, 2), np.int32)
+    return found[:, ::side].astype(np.intp)  # of each row its first pixel
 
 
 def resized_size(
