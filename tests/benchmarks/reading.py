@@ -75,7 +75,7 @@ def encoded(kind: str, count: int) -> list[bytes]:
     return files
 
 
-def speeds(runs: int, images: int, floor: float, kinds: tuple[str, ...]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def speeds(runs: int, images: int, kinds: tuple[str, ...]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of the table, and seconds run by run."""
     processor = load_processor(TINY)
     size = {"longest_edge": SIDE**2, "shortest_edge": SIDE**2}
@@ -98,15 +98,19 @@ def speeds(runs: int, images: int, floor: float, kinds: tuple[str, ...]) -> tupl
                 found = processor(images=[load_image(source)], size=size, return_tensors="np")
             return found["pixel_values"]
 
-        np.testing.assert_array_equal(ours(sources[:1]), theirs(sources[:1]))
+        def check(name: str, patches: np.ndarray | None) -> None:
+            side = SIDE // processor.patch_size
+            assert patches is None or len(patches) == side**2, f"{len(patches)} patches by {name}"
+
+        for file in files:
+            np.testing.assert_array_equal(ours([file]), theirs([file]))
         contenders = {"ours": ours, "decoding alone": decoding, "processor": theirs}
-        times = measure.take_turns(contenders, runs, lambda name, result: None)
+        times = measure.take_turns(contenders, runs, check)
         rate = {name: images / statistics.median(found) for name, found in times.items()}
-        row = {"images": kind, "bytes": len(files[0])} | {f"{name}, per second": value for name, value in rate.items()}
-        rows.append(row)
+        rates = {f"{name}, per second": value for name, value in rate.items()}
+        size_of_file = sum(map(len, files)) // len(files)
+        rows.append({"images": kind, "bytes": size_of_file} | rates)
         seconds[kind] = times
-        asked = floor if KINDS[kind][0] == SIDE else 0.0
-        assert rate["ours"] >= asked, f"{kind}: {rate['ours']:.0f} images per second, asked are {asked:.0f}"
     return rows, seconds
 
 
@@ -148,24 +152,23 @@ def write_stream(folder: Path, lines: int) -> None:
 
 
 def memory(examples: int) -> dict[str, Any]:
-    """The figures of `stream` in a process of its own, and by how much its memory grew behind the first tenth."""
+    """The figures of `stream` in a process of its own, and the most memory in the first tenth and behind it."""
     with tempfile.TemporaryDirectory() as folder:
         write_stream(Path(folder), examples)
         command = [sys.executable, __file__, f"--stream={folder}", f"--examples={examples}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=models.REPOSITORY)
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=models.REPOSITORY)
     found = json.loads(done.stdout.splitlines()[-1])
     sizes = {int(position): value for position, value in found["memory"].items()}
     early = max(value for position, value in sizes.items() if position <= examples / 10)
     late = max(value for position, value in sizes.items() if position > examples / 10)
-    assert late - early <= GROWTH, f"{early:.0f} MiB in the first tenth, {late:.0f} MiB behind it"
     return found | {"first_tenth_mib": early, "later_mib": late}
 
 
 def run(
     runs: int, images: int, examples: int, floor: float, output: str | None, kinds: tuple[str, ...] = tuple(KINDS)
 ) -> dict[str, Any]:
-    """Measures, checks and reports."""
-    rows, seconds = speeds(runs, images, floor, kinds)
+    """Measures, reports and checks, in this order, so that a figure that falls short is seen."""
+    rows, seconds = speeds(runs, images, kinds)
     found = memory(examples) if examples else {}
     if found:
         print(
@@ -173,7 +176,7 @@ def run(
             f" {found['later_mib']:.0f} MiB behind it; checked in {found['opened_s']:.1f} s,"
             f" read at {found['per_second']:.0f} per second on all cores"
         )
-    return tables.report(
+    written = tables.report(
         "reading",
         rows,
         protocol="one thread, by turns; memory in a process of its own",
@@ -182,6 +185,13 @@ def run(
         figures=found,
         output=output,
     )
+    for row in rows:
+        speed = row["ours, per second"]
+        assert KINDS[row["images"]][0] > SIDE or speed >= floor, f"{row['images']}: {speed:.0f} images per second"
+    if found:
+        growth = found["later_mib"] - found["first_tenth_mib"]
+        assert growth <= GROWTH, f"memory grew by {growth:.0f} MiB behind the first tenth"
+    return written
 
 
 def main() -> None:
