@@ -10,7 +10,8 @@ Memory: a stream of questions over some of these images, shuffled and endless, r
 all cores, in a process of its own.
 
 Asserted: both sides make equal patches, value by value; at least `--floor` images per second and core of every kind of
-448 x 448 pixels; the stream's memory grows by at most 32 MiB behind the first tenth of the examples.
+448 x 448 pixels of which PIL alone decodes so many; the stream's memory grows by at most 32 MiB behind the first tenth
+of the examples.
 """
 
 from __future__ import annotations
@@ -186,8 +187,9 @@ def run(
         output=output,
     )
     for row in rows:
-        speed = row["ours, per second"]
-        assert KINDS[row["images"]][0] > SIDE or speed >= floor, f"{row['images']}: {speed:.0f} images per second"
+        speed, possible = row["ours, per second"], row["decoding alone, per second"] >= floor
+        small = KINDS[row["images"]][0] == SIDE
+        assert speed >= floor or not (small and possible), f"{row['images']}: {speed:.0f} images per second"
     if found:
         growth = found["later_mib"] - found["first_tenth_mib"]
         assert growth <= GROWTH, f"memory grew by {growth:.0f} MiB behind the first tenth"
