@@ -156,18 +156,20 @@ def chunked_log_probabilities(
     hidden = jnp.pad(hidden, [*padding, (0, 0)]).reshape(*lead, count, chunk, hidden.shape[-1])
     targets = jnp.pad(targets, padding).reshape(*lead, count, chunk)
     chunks = (jnp.moveaxis(hidden, -3, 0), jnp.moveaxis(targets, -2, 0))
-    recomputed = jax.checkpoint(one_chunk, prevent_cse=False)  # inside a loop nothing can be shared anyway
     if wanted is None:
-        results = jax.lax.map(lambda parts: recomputed(*parts), chunks)
+        chosen = one_chunk
     else:
         wanted = jnp.moveaxis(jnp.pad(wanted, padding).reshape(*lead, count, chunk), -2, 0)
+        chunks = (*chunks, jnp.any(wanted, axis=tuple(range(1, wanted.ndim))))
 
         def nothing(part: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
             return jnp.zeros(targets.shape, jnp.float32), jnp.zeros(targets.shape, jnp.float32)
 
-        results = jax.lax.map(
-            lambda parts: jax.lax.cond(parts[2], recomputed, nothing, *parts[:2]),
-            (*chunks, jnp.any(wanted, axis=tuple(range(1, wanted.ndim)))),
-        )
+        def chosen(part: jax.Array, targets: jax.Array, any_wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jax.lax.cond(any_wanted, one_chunk, nothing, part, targets)
+
+    # The choice is recomputed, too: what a branch keeps, the head's kernel among it, would be kept for every chunk.
+    recomputed = jax.checkpoint(chosen, prevent_cse=False)  # inside a loop nothing can be shared anyway
+    results = jax.lax.map(lambda parts: recomputed(*parts), chunks)
     log_probability, entropy = (jnp.moveaxis(x, 0, -2).reshape(*lead, count * chunk)[..., :length] for x in results)
     return log_probability, entropy

@@ -320,3 +320,25 @@ def test_logits_of_all_tokens_never_exist_at_once() -> None:
 
     memory = jax.jit(jax.grad(total)).lower(kernel, jnp.zeros((tokens, D))).compile().memory_analysis()
     assert memory.temp_size_in_bytes < tokens * vocabulary * 4 / 4
+
+
+def test_chunks_keep_no_copies_of_the_head() -> None:
+    """Each chunk's backward pass makes its logits anew, and all of them read the same kernel."""
+    width, vocabulary, chunk = 64, 4096, 8
+
+    def loss(kernel: jax.Array, hidden: jax.Array, targets: jax.Array, wanted: jax.Array) -> jax.Array:
+        def head(part: jax.Array) -> jax.Array:
+            return part @ kernel
+
+        found, _ = chunked_log_probabilities(
+            hidden, head, targets, jnp.zeros(vocabulary, bool), 1.0, chunk, wanted=wanted
+        )
+        return found.sum()
+
+    def temporaries(chunks: int) -> int:
+        n = chunks * chunk
+        shapes = (((width, vocabulary), "float32"), ((1, n, width), "float32"), ((1, n), "int32"), ((1, n), "bool"))
+        arguments = (jax.ShapeDtypeStruct(*shape) for shape in shapes)
+        return jax.jit(jax.grad(loss)).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(32) - temporaries(8) < 4 * width * vocabulary
