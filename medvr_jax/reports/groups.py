@@ -18,12 +18,11 @@ from medvr_jax.rewards.consensus import consensus, rasterise
 
 Trajectory = Mapping[str, Any]
 
-RASTER = 64
 _TAG = re.compile(r"&lt;/?(?:think|tool_call|answer)&gt;|&lt;\|[a-z_]+\|&gt;")
 
 
-def group_card(workdir: Path, records: Sequence[Trajectory], name: str) -> str:
-    """One group (trajectories of one prompt) as an <article>; `name` is unique on the page."""
+def group_card(workdir: Path, records: Sequence[Trajectory], name: str, raster: int) -> str:
+    """One group (trajectories of one prompt) as an <article>; `name` is unique on the page, `raster` is the masks'."""
     records = sorted(records, key=lambda r: r["slot"])
     first = records[0]
     picture, size = load_picture(workdir, first.get("image"))
@@ -37,7 +36,7 @@ def group_card(workdir: Path, records: Sequence[Trajectory], name: str) -> str:
         f"{zoomed} zoomed",
         f"{granted} of {asked} asked forks granted",
     ]
-    agreed = agreement(records)
+    agreed = agreement(records, raster)
     facts.append(f"consensus on {percent(float(agreed.mean()))} of the image" if agreed.any() else "no consensus")
     if first["true_boxes"] and agreed.any():
         facts.append(f"it covers {percent(covered(agreed, first['true_boxes']))} of the true place")
@@ -121,14 +120,14 @@ def view(name: str, size: tuple[int, int], drawn: str, caption: str) -> str:
     )
 
 
-def agreement(records: Sequence[Trajectory]) -> np.ndarray:
-    """The group's consensus mask [R, R], as the reward computes it."""
+def agreement(records: Sequence[Trajectory], raster: int) -> np.ndarray:
+    """The group's consensus mask [R, R], R = `raster`, as the reward computes it."""
     most = 8 * math.ceil(max(1, *(len(record["boxes"]) for record in records)) / 8)  # few shapes, few compilations
     boxes, valid = np.zeros((len(records), most, 4), np.float32), np.zeros((len(records), most), bool)
     for m, record in enumerate(records):
         for z, box in enumerate(record["boxes"]):
             boxes[m, z], valid[m, z] = box, True
-    masks = rasterise(boxes, valid, RASTER)
+    masks = rasterise(boxes, valid, raster)
     return np.asarray(consensus(masks, np.array([record["correct"] for record in records]))[0])
 
 
