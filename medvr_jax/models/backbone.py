@@ -258,7 +258,9 @@ class Backbone(nnx.Module):
         x, y = residual(x), residual(y)
         rotaries = (self._rotary(prompt.positions), self._rotary(positions))
 
-        def layer_function(carry, layer: Weights, last: bool = False):
+        def layer_function(
+            carry: tuple[jax.Array, jax.Array], layer: Weights, last: bool = False
+        ) -> tuple[jax.Array, jax.Array]:
             return group_layer(*carry, packing, layer, rotaries, prompt.valid, text, self.attention, last=last)
 
         if remat == "none" and text.num_layers < SCAN_FROM:
