@@ -201,9 +201,10 @@ class Backbone(nnx.Module):
             starts=starts,
             counts=counts,
         )
-        several = new.tokens.shape[2] > 1 and self.config.text.num_layers >= SCAN_FROM
-        run = self._extend_scanned if several else self._extend_unrolled
-        x, cache = run(prompt_cache, response_cache, fed, weights)
+        if new.tokens.shape[2] > 1 and self.config.text.num_layers >= SCAN_FROM:
+            x, cache = self._extend_scanned(prompt_cache, response_cache, fed)
+        else:
+            x, cache = self._extend_unrolled(prompt_cache, response_cache, fed, weights)
         return self._final(x), cache
 
     def _extend_unrolled(
@@ -221,7 +222,7 @@ class Backbone(nnx.Module):
         return x, ResponseCache(tuple(keys), tuple(values))
 
     def _extend_scanned(
-        self, prompt_cache: PromptCache, response_cache: ResponseCache, fed: _Fed, weights: SamplingWeights
+        self, prompt_cache: PromptCache, response_cache: ResponseCache, fed: _Fed
     ) -> tuple[jax.Array, ResponseCache]:
         """`extend` with one compiled layer: worth copies of the caches where many tokens are fed at once."""
 
