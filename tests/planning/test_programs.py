@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from medvr_jax import assembly
+from medvr_jax.models import layers
 from medvr_jax.planning import costs
 from medvr_jax.planning.programs import step_programs
 from medvr_jax.training import abstract
@@ -21,6 +22,7 @@ def step(request) -> tuple[Any, dict[str, tuple]]:
     """The plan's programs by name, and the arguments with which a real step calls them."""
     patch = pytest.MonkeyPatch()
     largest_sizes_alone(patch)  # as in a plan
+    patch.setattr(layers, "LARGE_KERNEL", 1)  # as the kernels of real models are
     request.addfinalizer(patch.undo)
     config = small_config(
         "full",
