@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 import re
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -127,13 +129,21 @@ def agreement(records: Sequence[Trajectory], raster: int) -> np.ndarray:
     for m, record in enumerate(records):
         for z, box in enumerate(record["boxes"]):
             boxes[m, z], valid[m, z] = box, True
-    masks = rasterise(boxes, valid, raster)
-    return np.asarray(consensus(masks, np.array([record["correct"] for record in records]))[0])
+    correct = np.array([record["correct"] for record in records])
+    return np.asarray(_agreed(boxes, valid, correct, raster))
+
+
+_rasterised = jax.jit(rasterise, static_argnums=2)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _agreed(boxes: jax.Array, valid: jax.Array, correct: jax.Array, raster: int) -> jax.Array:
+    return consensus(_rasterised(boxes, valid, raster), correct)[0]
 
 
 def covered(mask: np.ndarray, boxes: Sequence[Sequence[float]]) -> float:
     """The share of the boxes' area that lies inside the mask."""
-    true = np.asarray(rasterise(np.asarray(boxes, np.float32), np.ones(len(boxes), bool), len(mask)))
+    true = np.asarray(_rasterised(np.asarray(boxes, np.float32), np.ones(len(boxes), bool), len(mask)))
     return float((mask & true).sum() / max(true.sum(), 1))
 
 

@@ -241,8 +241,8 @@ def test_groups_do_not_see_each_other() -> None:
 
 def test_counts_are_votes_of_correct_trajectories() -> None:
     boxes, valid, correct = random_groups(20, 5, seed=6)
-    masks = rasterise(jnp.asarray(boxes), jnp.asarray(valid), R)
-    _, counts = consensus(masks, jnp.asarray(correct))
+    masks = jax.jit(rasterise, static_argnums=2)(boxes, valid, R)
+    _, counts = jax.jit(consensus)(masks, correct)
     np.testing.assert_array_equal(counts, (np.asarray(masks) & correct[..., None, None]).sum(1))
 
 
