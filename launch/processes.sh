@@ -19,6 +19,7 @@ fi
 [[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || usage "found '${1:-}', needed is a number of processes"
 count=$1
 shift
+[ $# -gt 0 ] || usage "no arguments for medvr_jax.main"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}" MEDVR_PROCESSES=$count
 
 if [ "$dry" ]; then

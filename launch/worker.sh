@@ -18,6 +18,7 @@ fi
 [[ "${1:-}" =~ ^[a-z][a-z0-9-]*$ ]] || usage "found '${1:-}', needed is jax's extra for the accelerator, e.g. tpu or cuda13"
 extra=$1
 shift
+[ $# -gt 0 ] || usage "no arguments for medvr_jax.main"
 
 if [ "$dry" ]; then
     echo "install requirements.txt; install_jax $extra"

@@ -92,7 +92,7 @@ def run_mode(config: FrozenConfigDict, folder: str, mode: str) -> None:
     elif mode == "report":
         from medvr_jax.reports.page import write_report
 
-        print(f"report in {write_report(folder, config.report.groups)}")
+        print(f"report in {write_report(folder, config.report.groups, config.rewards.raster)}")
 
 
 def run_plan(config: FrozenConfigDict, folder: str | None) -> None:
@@ -156,6 +156,8 @@ def parse_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
         raise UserError(f"--{error.flagname}: unknown flag, the nearest valid one is --{nearest}") from error
     except flags.Error as error:
         raise UserError(str(error)) from error
+    except SystemExit:  # --help: absl has printed it, and would end as if that were a failure
+        raise SystemExit(0) from None
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # app.run would choose INFO, at which orbax writes page after page
     if positional:

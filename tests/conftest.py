@@ -1,7 +1,27 @@
-"""Eight CPU devices for every test process, so that meshes are real; arrays live on the first unless a test says so."""
+"""Eight CPU devices for every test process, so that meshes are real; arrays live on the first unless a test says so.
+
+All processes of a test run keep what they compile in one folder, as many tests need the same programs.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+
 import jax
 
+from medvr_jax import programs
+
 jax.config.update("jax_num_cpu_devices", 8)
+
+_OWN_FOLDER = None
+if programs.FOLDER_VARIABLE not in os.environ:  # else it is the user's, or this is a worker of the process that made it
+    _OWN_FOLDER = os.environ[programs.FOLDER_VARIABLE] = tempfile.mkdtemp(prefix="medvr_jax_tests_")
+programs.keep_programs("")
+
+
+def pytest_unconfigure() -> None:
+    """Deletes the folder at the end of the run."""
+    if _OWN_FOLDER:
+        shutil.rmtree(_OWN_FOLDER, ignore_errors=True)

@@ -61,8 +61,8 @@ def test_wrong_arguments_are_told_the_usage(script: str, arguments: list[str], v
         assert refused(launch(script, *wrong, *RUN)).startswith(f"launch/{script}: found '--config=a', needed is ")
     for name in variables:
         assert refused(launch(script, *RUN, **(variables | {name: ""}))).startswith(f"launch/gke.sh: {name}: found ''")
-    if script not in ("processes.sh", "worker.sh"):
-        assert "no arguments for medvr_jax.main" in refused(launch(script, *arguments, **variables))
+    for dry in ([], ["--dry-run"]):
+        assert "no arguments for medvr_jax.main" in refused(launch(script, *dry, *arguments, **variables))
 
 
 def refused(done: subprocess.CompletedProcess[str]) -> str:

@@ -152,6 +152,11 @@ def test_missing_flags_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_help_is_no_failure(tmp_path: Path) -> None:
+    result = run_main(tmp_path, "--help")
+    assert result.returncode == 0 and "--workdir" in result.stdout, result.stderr
+
+
 def test_a_report_needs_the_runs_folder_only(tmp_path: Path) -> None:
     model, workdir = tmp_path / "model", tmp_path / "run"
     shutil.copytree(TINY, model)

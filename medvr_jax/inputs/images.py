@@ -93,9 +93,10 @@ def prepare_image(
     size = resized_size(
         processor, image.size, max_pixels=max_pixels, min_pixels=min_pixels, max_patches=max_patches, name=name
     )
-    resized = image if image.size == size else image.resize(size, processor.resample)
+    original = _to_rgb(image)
+    resized = original if original.size == size else original.resize(size, processor.resample)
     return PreparedImage(
-        patches=_patches(processor, resized.convert("RGB") if resized.mode != "RGB" else resized),
+        patches=_patches(processor, resized),
         grid=(1, size[1] // processor.patch_size, size[0] // processor.patch_size),
         resized_size=size,
         original_size=image.size,

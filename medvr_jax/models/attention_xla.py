@@ -16,8 +16,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-MASKED = -1e30  # finite, so that a row without any visible key gives zeros and not NaN
-QUERY_BLOCK = 256
+MASKED = -1e30  # finite: a row without any visible key gives numbers that mean nothing, but not NaN
+QUERY_BLOCK = 256  # queries whose scores exist at a time
 
 
 # ------------------------------------------------------------------------------------------- tokens among themselves

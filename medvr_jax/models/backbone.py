@@ -203,9 +203,10 @@ class Backbone(nnx.Module):
             starts=starts,
             counts=counts,
         )
-        several = new.tokens.shape[2] > 1 and self.config.text.num_layers >= SCAN_FROM
-        run = self._extend_scanned if several else self._extend_unrolled
-        x, cache = run(prompt_cache, response_cache, fed, weights)
+        if new.tokens.shape[2] > 1 and self.config.text.num_layers >= SCAN_FROM:
+            x, cache = self._extend_scanned(prompt_cache, response_cache, fed)
+        else:
+            x, cache = self._extend_unrolled(prompt_cache, response_cache, fed, weights)
         return self._final(x), cache
 
     def _extend_unrolled(
@@ -223,7 +224,7 @@ class Backbone(nnx.Module):
         return x, ResponseCache(tuple(keys), tuple(values))
 
     def _extend_scanned(
-        self, prompt_cache: PromptCache, response_cache: ResponseCache, fed: _Fed, weights: SamplingWeights
+        self, prompt_cache: PromptCache, response_cache: ResponseCache, fed: _Fed
     ) -> tuple[jax.Array, ResponseCache]:
         """`extend` with one compiled layer: worth copies of the caches where many tokens are fed at once."""
 
@@ -260,7 +261,9 @@ class Backbone(nnx.Module):
         x, y = residual(x), residual(y)
         rotaries = (self._rotary(prompt.positions), self._rotary(positions))
 
-        def layer_function(carry, layer: Weights, last: bool = False):
+        def layer_function(
+            carry: tuple[jax.Array, jax.Array], layer: Weights, last: bool = False
+        ) -> tuple[jax.Array, jax.Array]:
             return group_layer(*carry, packing, layer, rotaries, prompt.valid, text, self.attention, last=last)
 
         if remat == "none" and text.num_layers < SCORE_SCAN_FROM:

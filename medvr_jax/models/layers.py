@@ -14,7 +14,7 @@ from flax import nnx
 from medvr_jax.models.partitioning import constrain
 
 Weights = dict[str, jax.Array]  # one layer's parameters, or a stack of them, by name
-FEW_ROWS = 64  # as many as a decode step may have
+FEW_ROWS = 64  # up to so many a product is bound by reading its kernel, as in most decode steps
 LARGE_KERNEL = 2**20  # elements: smaller ones stay in a core's cache
 
 

@@ -53,12 +53,14 @@ def plan(config: FrozenConfigDict, topology: str, title: str, workdir: str | Non
     )
     if result.fits is False:
         result = table.Plan(**vars(result) | {"advice": _advice(run, where, rows)})
-    text = table.markdown(result)
+    text, verdict = table.markdown(result), table.verdict(result)
     print(text)
+    if result.fits is not False:  # what does not fit is said by the error
+        print(verdict)
     if workdir:
-        _write(Path(workdir), text, table.as_json(result))
+        _write(Path(workdir), f"{text}\n{verdict}\n", table.as_json(result))
     if result.fits is False:
-        raise UserError(f"--topology: {table.verdict(result)}")
+        raise UserError(f"--topology: {verdict}")
 
 
 def _abstract_mesh(shape: sharding.MeshShape, devices: int) -> AbstractMesh:

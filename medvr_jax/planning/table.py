@@ -65,7 +65,7 @@ def verdict(plan: Plan) -> str:
 
 
 def markdown(plan: Plan) -> str:
-    """The whole plan."""
+    """All tables; what they come to is the `verdict`."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     lines = [
         f"# {plan.title} on {plan.topology.text}",
@@ -80,8 +80,6 @@ def markdown(plan: Plan) -> str:
         *_work(plan),
         "",
         *_totals(plan),
-        "",
-        verdict(plan),
         "",
     ]
     return "\n".join(lines)

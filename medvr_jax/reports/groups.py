@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 import re
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -18,12 +20,11 @@ from medvr_jax.rewards.consensus import consensus, rasterise
 
 Trajectory = Mapping[str, Any]
 
-RASTER = 64
 _TAG = re.compile(r"&lt;/?(?:think|tool_call|answer)&gt;|&lt;\|[a-z_]+\|&gt;")
 
 
-def group_card(workdir: Path, records: Sequence[Trajectory], name: str) -> str:
-    """One group (trajectories of one prompt) as an <article>; `name` is unique on the page."""
+def group_card(workdir: Path, records: Sequence[Trajectory], name: str, raster: int) -> str:
+    """One group (trajectories of one prompt) as an <article>; `name` is unique on the page, `raster` is the masks'."""
     records = sorted(records, key=lambda r: r["slot"])
     first = records[0]
     picture, size = load_picture(workdir, first.get("image"))
@@ -37,7 +38,7 @@ def group_card(workdir: Path, records: Sequence[Trajectory], name: str) -> str:
         f"{zoomed} zoomed",
         f"{granted} of {asked} asked forks granted",
     ]
-    agreed = agreement(records)
+    agreed = agreement(records, raster)
     facts.append(f"consensus on {percent(float(agreed.mean()))} of the image" if agreed.any() else "no consensus")
     if first["true_boxes"] and agreed.any():
         facts.append(f"it covers {percent(covered(agreed, first['true_boxes']))} of the true place")
@@ -121,20 +122,28 @@ def view(name: str, size: tuple[int, int], drawn: str, caption: str) -> str:
     )
 
 
-def agreement(records: Sequence[Trajectory]) -> np.ndarray:
-    """The group's consensus mask [R, R], as the reward computes it."""
+def agreement(records: Sequence[Trajectory], raster: int) -> np.ndarray:
+    """The group's consensus mask [R, R], R = `raster`, as the reward computes it."""
     most = 8 * math.ceil(max(1, *(len(record["boxes"]) for record in records)) / 8)  # few shapes, few compilations
     boxes, valid = np.zeros((len(records), most, 4), np.float32), np.zeros((len(records), most), bool)
     for m, record in enumerate(records):
         for z, box in enumerate(record["boxes"]):
             boxes[m, z], valid[m, z] = box, True
-    masks = rasterise(boxes, valid, RASTER)
-    return np.asarray(consensus(masks, np.array([record["correct"] for record in records]))[0])
+    correct = np.array([record["correct"] for record in records])
+    return np.asarray(_agreed(boxes, valid, correct, raster))
+
+
+_rasterised = jax.jit(rasterise, static_argnums=2)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _agreed(boxes: jax.Array, valid: jax.Array, correct: jax.Array, raster: int) -> jax.Array:
+    return consensus(_rasterised(boxes, valid, raster), correct)[0]
 
 
 def covered(mask: np.ndarray, boxes: Sequence[Sequence[float]]) -> float:
     """The share of the boxes' area that lies inside the mask."""
-    true = np.asarray(rasterise(np.asarray(boxes, np.float32), np.ones(len(boxes), bool), len(mask)))
+    true = np.asarray(_rasterised(np.asarray(boxes, np.float32), np.ones(len(boxes), bool), len(mask)))
     return float((mask & true).sum() / max(true.sum(), 1))
 
 

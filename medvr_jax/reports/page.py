@@ -36,8 +36,11 @@ _KEY = (
 )
 
 
-def write_report(workdir: str | Path, groups_shown: int = 12) -> Path:
-    """Writes `report/index.html` and `report/summary.md` of a run; returns the page's path."""
+def write_report(workdir: str | Path, groups_shown: int = 12, raster: int = 64) -> Path:
+    """Writes `report/index.html` and `report/summary.md` of a run; returns the page's path.
+
+    raster: side of the masks that the run's rewards were computed on.
+    """
     workdir = Path(workdir)
     if not (workdir / FILE_NAME).is_file():
         raise UserError(
@@ -47,16 +50,16 @@ def write_report(workdir: str | Path, groups_shown: int = 12) -> Path:
     if not rows:
         raise UserError(f"--workdir: {workdir / FILE_NAME} holds no row, so there is nothing to report yet")
     page = workdir / "report" / "index.html"
-    replace_file(page, render(workdir, rows, groups_shown))
+    replace_file(page, render(workdir, rows, groups_shown, raster))
     replace_file(page.with_name("summary.md"), summary.render(workdir.resolve().name, rows))
     return page
 
 
-def render(workdir: Path, rows: Sequence[dict[str, Any]], groups_shown: int) -> str:
+def render(workdir: Path, rows: Sequence[dict[str, Any]], groups_shown: int, raster: int) -> str:
     """The whole page as HTML."""
     name = workdir.resolve().name
     style, script = (_HERE / "page.css").read_text("utf-8"), (_HERE / "page.js").read_text("utf-8")
-    cards, slots = chosen_groups(workdir, groups_shown)
+    cards, slots = chosen_groups(workdir, groups_shown, raster)
     # Pointing at a trajectory brings out its boxes.
     style += ".group:has(.t:is(:hover,:focus-within)) .box{opacity:.12}"
     style += "".join(
@@ -135,7 +138,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> str:
     return "".join([*drawn, charts.chart(charts.time_panel(after_first), after_first, steps)])
 
 
-def chosen_groups(workdir: Path, count: int) -> tuple[str, int]:
+def chosen_groups(workdir: Path, count: int, raster: int) -> tuple[str, int]:
     """A third of the groups from the first recorded step, the rest from the last; and the number of slots."""
     steps = list(rollout_steps(workdir).items())
     if not steps or count < 1:
@@ -153,7 +156,7 @@ def chosen_groups(workdir: Path, count: int) -> tuple[str, int]:
         slots = max([slots, *(record["slot"] + 1 for _, group in chosen for record in group)])
         title = "before the first update" if step == 0 else f"after {step:,} update{'s' if step > 1 else ''}"
         parts.append(f"<h3>Step {step:,}, {title}</h3>")
-        parts += [groups.group_card(workdir, group, f"s{step}g{number_}") for number_, group in chosen]
+        parts += [groups.group_card(workdir, group, f"s{step}g{number_}", raster) for number_, group in chosen]
     key = "".join(f'<li><svg viewBox="0 0 26 16" aria-hidden="true">{drawn}</svg>{text}</li>' for drawn, text in _KEY)
     return f'<ul class="key">{key}</ul>' + "".join(parts), slots
 

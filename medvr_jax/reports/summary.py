@@ -16,7 +16,7 @@ _LINES = (
     ("zoom hits the true place", "eval/hit_rate"),
     ("mean IoU with the true box", "eval/mean_iou"),
     ("reward", "reward/total"),
-    ("accuracy of the rollouts", "reward/accuracy"),
+    ("right answers of the rollouts", "rollout/right_rate"),
     ("use of the tool", "rollout/tool_rate"),
     ("valid calls", "rollout/valid_call_rate"),
     ("entropy", "train/entropy"),

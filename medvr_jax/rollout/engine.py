@@ -6,6 +6,7 @@ lengths, numbers and sizes of crops), so that nothing is compiled once each has 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -76,8 +77,19 @@ class RolloutEngine:
             key: random key of this step.
             size: tokens and patches to pad to; the smallest of the settings' sizes that holds all prompts by default.
         """
+        with contextlib.closing(self.turn_server(prompts)) as server:
+            return self._roll_out(params, prompts, key, size, server)
+
+    def _roll_out(
+        self,
+        params: nnx.State,
+        prompts: Sequence[Prompt],
+        key: jax.Array,
+        size: tuple[int, int] | None,
+        server: TurnServer,
+    ) -> Rollout:
+        """`run` with what serves its turns."""
         settings, programs, clock = self.settings, self.programs, PhaseClock()
-        server = self.turn_server(prompts)
         tokens, patches = size or self.prompt_size(prompts)
         with distributed.together():
             batch = batch_prompts(prompts, tokens, settings.prompt_images, patches, self.config.vision)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Protocol
 
 from PIL import Image
@@ -26,16 +26,22 @@ class ToolResult:
     """What a call returns: an image or the text of an error, never both.
 
     Attributes:
-        image: the crop, cut from the original image.
+        image: made from the original image.
+        key: what the image depends on beside the original: where keys are equal, images are. None without an image.
         error: one sentence for the model, when there is no image.
         zoom: the box that was cut.
         call_box: the numbers the call named, in pixels of the resized image, when they were four numbers.
     """
 
     image: Image.Image | None = None
+    key: Hashable = None
     error: str | None = None
     zoom: ZoomBox | None = None
     call_box: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.image is None) != (self.key is None) or (self.image is None) == (self.error is None):
+            raise ValueError("a tool returns an image with its key, or an error")
 
 
 class Tool(Protocol):
@@ -92,7 +98,7 @@ class ZoomIn:
         numbers = tuple(float(v) for v in box) if _four_numbers(box) else None
         if isinstance(checked, str):
             return ToolResult(error=f"Error: {checked}", call_box=numbers)
-        return ToolResult(image=image.crop(checked.original), zoom=checked, call_box=numbers)
+        return ToolResult(image.crop(checked.original), (self.name, checked.original), zoom=checked, call_box=numbers)
 
 
 def _four_numbers(box: Any) -> bool:

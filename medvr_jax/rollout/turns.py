@@ -74,7 +74,7 @@ class WaitingRow:
 
 
 class TurnServer:
-    """Follows the trajectories of one rollout from turn to turn."""
+    """Follows the trajectories of one rollout from turn to turn; to be closed after it."""
 
     def __init__(
         self,
@@ -209,6 +209,10 @@ class TurnServer:
             for b, group in enumerate(self._turns)
         ]
 
+    def close(self) -> None:
+        """Ends the threads; what nobody waits for any more is given up."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     def _empty_serving(self, sampled: Sampled) -> Serving:
         shape = (*sampled.length.shape, self._observation_length)
         return Serving(
@@ -226,5 +230,5 @@ class TurnServer:
 
 
 def _key(result: ToolResult) -> Hashable:
-    """Equal for results that look alike to the policy."""
-    return result.zoom.original if result.zoom else result.error
+    """Equal for results of one original that look alike to the policy."""
+    return result.error if result.image is None else result.key

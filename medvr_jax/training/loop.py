@@ -39,7 +39,7 @@ def train(config: Any, workdir: str | Path) -> None:
         if config.export_at_end:
             print(f"exported to {export_policy(trainer.parts, trainer.state.params, workdir / 'export')}")
     if distributed.is_main():
-        print(f"report in {write_report(workdir, config.report.groups)}")
+        print(f"report in {write_report(workdir, config.report.groups, config.rewards.raster)}")
 
 
 def is_finished(config: Any, workdir: Path) -> bool:

@@ -72,7 +72,7 @@ def _well_formed(trajectory: Trajectory) -> bool:
     return trajectory.ended == "answer" and is_well_formed(trajectory.texts)
 
 
-def accuracy_of(rollout: Rollout, scheme: str = "medvr") -> np.ndarray:
+def _accuracies(rollout: Rollout, scheme: str) -> np.ndarray:
     """R_acc `[B, M]` float32: 1 where the answer is right, else 0; a scheme may pay parts."""
     return np.array(
         [
@@ -99,7 +99,7 @@ def reward_rollout(rollout: Rollout, tool_turns: int, settings: RewardSettings) 
     """All rewards of a rollout, and the advantages of its groups."""
     well_formed = np.array([[_well_formed(trajectory) for trajectory in group] for group in rollout.trajectories])
     boxes, valid = zoom_boxes(rollout, tool_turns)
-    return _combine(boxes, valid, accuracy_of(rollout, settings.scheme), well_formed, settings)
+    return _combine(boxes, valid, _accuracies(rollout, settings.scheme), well_formed, settings)
 
 
 @functools.partial(jax.jit, static_argnames="settings")

@@ -51,13 +51,17 @@ def test_unreadable_path_names_the_file(tmp_path):
         load_image(tmp_path / "gone.png")
 
 
-def test_patches_equal_the_processor_and_sizes_are_recorded(processor):
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 200, 3), dtype=np.uint8))
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+@pytest.mark.parametrize("size", [(200, 300), (224, 168), (61, 30)], ids=["smaller", "as it is", "larger"])
+def test_patches_equal_the_processor_and_sizes_are_recorded(processor, size, mode):
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image = Image.fromarray(pixels).convert(mode)
     prepared = prepare_image(processor, image, max_pixels=50_000)
     truth = processor(images=[image], size={"longest_edge": 50_000, "shortest_edge": 3136}, return_tensors="np")
     np.testing.assert_array_equal(prepared.patches, truth["pixel_values"])
     assert prepared.grid == tuple(truth["image_grid_thw"][0])
-    assert prepared.original_size == (200, 300)
+    assert prepared.original_size == size
+    assert (prepared.resized_size == size) == (size == (224, 168))
     assert prepared.resized_size == (prepared.grid[2] * 14, prepared.grid[1] * 14)
 
 

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from medvr_jax.models import backbone as backbone_module
+from medvr_jax.models import layers
 from medvr_jax.models.config import BackboneConfig
 from tests.models import cases
 from tests.models.conftest import make_pair
@@ -113,16 +114,21 @@ def part(response, starts: np.ndarray, width: int):
     )
 
 
-@pytest.mark.parametrize(("with_weights", "scanned"), [(False, False), (True, False), (True, True)])
-def test_decode_and_extend_equal_score(pair, scored, with_weights, scanned, monkeypatch):
+@pytest.mark.parametrize("how", ["without weights", "with weights", "scanned", "turned kernels"])
+def test_decode_and_extend_equal_score(pair, scored, how, monkeypatch):
     """Rows of different lengths, alternately one token and several, with a rewind and a copied row in between."""
-    if scanned:
+    if how == "scanned":
         monkeypatch.setattr(backbone_module, "SCAN_FROM", 1)
+    if how == "turned kernels":  # of few rows and of many
+        monkeypatch.setattr(layers, "LARGE_KERNEL", 1)
+        monkeypatch.setattr(layers, "FEW_ROWS", 4)
     group, prompt, response, hidden = scored
     model, ends = pair.model, lengths(group)
     B, M, T = response.tokens.shape
     cache, prompt_cache = model.init_response_cache(B, M, T), model.prefill(prompt)
-    weights = model.sampling_weights() if with_weights else None
+    weights = None if how == "without weights" else model.sampling_weights()
+    if how == "turned kernels":
+        assert sum(name.endswith("_transposed") for name in weights.layers[0]) == 7
     extend = jax.jit(lambda cache, new, starts, counts: model.extend(prompt_cache, cache, new, starts, counts, weights))
     done, found, step = np.zeros((B, M), np.int32), np.zeros(hidden.shape, np.float32), 0
     while (done < ends).any():

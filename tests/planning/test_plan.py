@@ -53,6 +53,7 @@ def test_what_does_not_fit_says_what_to_change(capsys, tmp_path):
     message, printed = str(caught.value), capsys.readouterr().out
     assert message.startswith("--topology: Does not fit: ") and "--config." in message
     assert "| update |" in printed and "ESTIMATE" in printed
+    assert "Does not fit" not in printed and "Does not fit: " in (tmp_path / "plan.md").read_text()  # said once
     figures = json.loads((tmp_path / "plan.json").read_text())
     assert figures["fits"] is False and figures["peak"] > figures["memory"]
 

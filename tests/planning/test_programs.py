@@ -9,21 +9,20 @@ import numpy as np
 import pytest
 
 from medvr_jax import assembly
+from medvr_jax.models import layers
 from medvr_jax.planning import costs
 from medvr_jax.planning.programs import step_programs
-from medvr_jax.rollout import settings as settings_module
-from medvr_jax.training import abstract, update
+from medvr_jax.training import abstract
 from medvr_jax.training.trainer import Trainer
-from tests.tiny_run import small_config
+from tests.tiny_run import largest_sizes_alone, small_config
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["frozen tower", "trained tower"])
 def step(request) -> tuple[Any, dict[str, tuple]]:
     """The plan's programs by name, and the arguments with which a real step calls them."""
-    # A plan is for the largest sizes, so these are all that the step gets.
     patch = pytest.MonkeyPatch()
-    patch.setattr(update, "FILLS", (1.0,))
-    patch.setattr(settings_module, "CROP_COUNTS", 1)
+    largest_sizes_alone(patch)  # as in a plan
+    patch.setattr(layers, "LARGE_KERNEL", 1)  # as the kernels of real models are
     request.addfinalizer(patch.undo)
     config = small_config(
         "full",

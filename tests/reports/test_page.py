@@ -16,11 +16,11 @@ from PIL import Image
 
 from medvr_jax.errors import UserError
 from medvr_jax.reports import charts, groups, summary
-from medvr_jax.reports.metrics import json_line, read_json_lines
-from medvr_jax.reports.page import tiles, write_report
+from medvr_jax.reports.metrics import json_line, read_json_lines, read_metrics
+from medvr_jax.reports.page import _KEY, render, tiles, write_report
 from medvr_jax.reports.rollouts import rollout_steps, write_rollouts
 from medvr_jax.reports.text import escape, number, percent, signed
-from tests.reports.made_run import NASTY, make_run
+from tests.reports.made_run import NASTY, SIDE, make_run
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -204,9 +204,18 @@ def test_outline_goes_round_the_mask_once() -> None:
 def test_agreement_is_the_rewards_own() -> None:
     record = {"true_boxes": [], "correct": True}
     same = [record | {"boxes": [[0, 0, 0.5, 0.5]]} for _ in range(2)] + [record | {"boxes": []}]
-    agreed = groups.agreement(same)
+    agreed = groups.agreement(same, 64)
     assert agreed[:32, :32].all() and agreed.sum() == 32 * 32
     assert groups.covered(agreed, [[0.25, 0.25, 0.75, 0.75]]) == 0.25
+    np.testing.assert_array_equal(groups.agreement(same, 8), agreed[::8, ::8])
+
+
+def test_the_consensus_is_drawn_on_the_runs_own_raster(run: Path) -> None:
+    page = render(run, read_metrics(run / "metrics.jsonl"), 4, raster=8)
+    outlines = [path for path in re.findall(r'class="agreed" d="([^"]+)"', page) if path not in str(_KEY)]
+    assert outlines
+    pixel = SIDE / 8
+    assert all(float(place) % pixel == 0 for path in outlines for place in re.findall(r"[\d.]+", path))
 
 
 def test_forks_follow_their_parents() -> None:

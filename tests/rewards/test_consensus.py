@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from medvr_jax.rewards import consensus as consensus_module
-from medvr_jax.rewards.consensus import consensus, rasterise, usable_boxes
+from medvr_jax.rewards.consensus import ConsensusResult, consensus, rasterise, usable_boxes
 
 Z, R = 3, 64
 FIELDS = ("eta", "high", "low", "resolution", "minimum_correct")
@@ -127,18 +127,29 @@ def random_groups(count: int, size: int, seed: int) -> tuple[np.ndarray, np.ndar
     return boxes, valid, correct
 
 
+def assert_equals_numpy(boxes: np.ndarray, valid: np.ndarray, correct: np.ndarray, **settings: int) -> ConsensusResult:
+    """Compares group by group; the result as NumPy arrays."""
+    result = jax.tree.map(np.asarray, tool_reward(boxes, valid, correct, **settings))
+    for g in range(len(boxes)):
+        reward, iou, agreed = reference_group(boxes[g], valid[g], correct[g], **settings)
+        np.testing.assert_array_equal(result.consensus[g], agreed, err_msg=f"group {g}")
+        np.testing.assert_array_equal(result.reward[g], reward.astype(np.float32), err_msg=f"group {g}")
+        np.testing.assert_allclose(result.iou[g], iou, atol=1e-6, err_msg=f"group {g}")
+    return result
+
+
 @pytest.mark.parametrize("size", [2, 7, 16])
 @pytest.mark.parametrize("minimum_correct", [1, 2])
 def test_equals_numpy_on_random_groups(size: int, minimum_correct: int) -> None:
     count = 400 if minimum_correct == 1 else 100  # 1,500 groups over all parameters
     boxes, valid, correct = random_groups(count, size, seed=size)
-    result = jax.tree.map(np.asarray, tool_reward(boxes, valid, correct, resolution=R, minimum_correct=minimum_correct))
-    for g in range(count):
-        reward, iou, agreed = reference_group(boxes[g], valid[g], correct[g], minimum_correct=minimum_correct)
-        np.testing.assert_array_equal(result.consensus[g], agreed, err_msg=f"group {g}")
-        np.testing.assert_array_equal(result.reward[g], reward.astype(np.float32), err_msg=f"group {g}")
-        np.testing.assert_allclose(result.iou[g], iou, atol=1e-6, err_msg=f"group {g}")
+    result = assert_equals_numpy(boxes, valid, correct, resolution=R, minimum_correct=minimum_correct)
     assert {0.0, 0.5, 1.0} == set(np.unique(result.reward))  # all three outcomes were seen
+
+
+@pytest.mark.parametrize("resolution", [1, 20, 37])
+def test_rasters_that_fill_no_whole_words(resolution: int) -> None:
+    assert_equals_numpy(*random_groups(40, 5, seed=resolution), resolution=resolution)
 
 
 # ---- edge cases by name ----------------------------------------------------------------------------------------------
@@ -230,8 +241,8 @@ def test_groups_do_not_see_each_other() -> None:
 
 def test_counts_are_votes_of_correct_trajectories() -> None:
     boxes, valid, correct = random_groups(20, 5, seed=6)
-    masks = rasterise(jnp.asarray(boxes), jnp.asarray(valid), R)
-    _, counts = consensus(masks, jnp.asarray(correct))
+    masks = jax.jit(rasterise, static_argnums=2)(boxes, valid, R)
+    _, counts = jax.jit(consensus)(masks, correct)
     np.testing.assert_array_equal(counts, (np.asarray(masks) & correct[..., None, None]).sum(1))
 
 

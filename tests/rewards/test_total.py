@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("mode", TOOL_MODES)
 def test_tool_modes(mode: str) -> None:
-    result = tool_reward_by_mode(mode, BOXES, VALID, CORRECT)
+    result = jax.jit(tool_reward_by_mode, static_argnums=0)(mode, BOXES, VALID, CORRECT)
     np.testing.assert_array_equal(result.reward[0], EXPECTED[mode])
     total = total_reward(CORRECT.astype(float), jnp.zeros((1, 5)), result.reward, tool_mode=mode)
     np.testing.assert_array_equal(total[0], np.add(EXPECTED[mode], [1, 1, 1, 1, 0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +61,7 @@ def asks_for(slots: list[int], groups: int = 1) -> loop.Asks:
     return loop.Asks(decided, decided, number + START, number, entropy * 0.2, entropy)
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def spend(state: RolloutState, asks: loop.Asks, evr: EvrSettings) -> RolloutState:
     keys = sampling.slot_keys(jax.random.key(0), jnp.arange(state.status.shape[0], dtype=jnp.uint32), M)
     return loop.spend_fork_budget(state, asks, keys, loop.LoopSettings(1.0, BASES, evr))

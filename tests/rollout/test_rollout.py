@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -51,9 +52,10 @@ def rolled() -> tuple[Any, Rollout]:
 
 
 @pytest.fixture(scope="module")
-def torch_logits(rolled: tuple[Any, Rollout]) -> dict[tuple[int, int], np.ndarray]:
-    """transformers' logits on the flat sequence of each trajectory: row t predicts response token t + 1."""
+def float64_log_probabilities(rolled: tuple[Any, Rollout]) -> dict[tuple[int, int], np.ndarray]:
+    """By transformers' logits on the flat sequence of each trajectory: row t predicts response token t + 1."""
     parts, rollout = rolled
+    banned = parts.engine(assembly.training_rollout(parts.config, parts.backbone)).tables.banned
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(parts.config.model.path).eval().float()
     found = {}
     for b, prompt in enumerate(rollout.prompts):
@@ -73,15 +75,17 @@ def torch_logits(rolled: tuple[Any, Rollout]) -> dict[tuple[int, int], np.ndarra
                     image_grid_thw=torch.tensor([grid for _, grid in images]),
                     mm_token_type_ids=(ids == parts.backbone.image_token_id).int(),
                 ).logits[0]
-            found[b, m] = logits[len(prompt.token_ids) - 1 :].numpy().astype(np.float64)
+            logits = logits[len(prompt.token_ids) - 1 :].numpy().astype(np.float64)
+            scaled = np.where(np.asarray(banned), -np.inf, logits / parts.config.rollout.temperature)
+            scaled = scaled - scaled.max(-1, keepdims=True)
+            found[b, m] = scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
     return found
 
 
-def float64_log_probabilities(parts: Any, logits: np.ndarray, temperature: float) -> np.ndarray:
-    engine = parts.engine(assembly.training_rollout(parts.config, parts.backbone))
-    scaled = np.where(np.asarray(engine.tables.banned), -np.inf, logits / temperature)
-    scaled = scaled - scaled.max(-1, keepdims=True)
-    return scaled - np.log(np.exp(scaled).sum(-1, keepdims=True))
+def entropies(log_p: np.ndarray) -> np.ndarray:
+    """Of each row of log-probabilities."""
+    with np.errstate(invalid="ignore"):
+        return -np.where(np.isfinite(log_p), np.exp(log_p) * log_p, 0.0).sum(-1)
 
 
 def test_sampler_equals_scorer(rolled: tuple[Any, Rollout]) -> None:
@@ -99,21 +103,18 @@ def test_sampler_equals_scorer(rolled: tuple[Any, Rollout]) -> None:
 
 
 def test_sampler_equals_transformers(
-    rolled: tuple[Any, Rollout], torch_logits: dict[tuple[int, int], np.ndarray]
+    rolled: tuple[Any, Rollout], float64_log_probabilities: dict[tuple[int, int], np.ndarray]
 ) -> None:
     parts, rollout = rolled
-    for (b, m), logits in torch_logits.items():
-        log_p = float64_log_probabilities(parts, logits, parts.config.rollout.temperature)
+    for (b, m), log_p in float64_log_probabilities.items():
         where = np.flatnonzero(rollout.host.sampled[b, m])
         tokens = rollout.host.tokens[b, m, where]
         assert np.abs(log_p[where - 1, tokens] - rollout.host.log_probabilities[b, m, where]).max() <= 1e-4
-        with np.errstate(invalid="ignore"):
-            entropy = -np.where(np.isfinite(log_p), np.exp(log_p) * log_p, 0.0).sum(-1)
-        assert np.abs(entropy[where - 1] - rollout.host.entropy[b, m, where]).max() <= 1e-4
+        assert np.abs(entropies(log_p)[where - 1] - rollout.host.entropy[b, m, where]).max() <= 1e-4
 
 
 def test_fork_decisions_equal_float64(
-    rolled: tuple[Any, Rollout], torch_logits: dict[tuple[int, int], np.ndarray]
+    rolled: tuple[Any, Rollout], float64_log_probabilities: dict[tuple[int, int], np.ndarray]
 ) -> None:
     """H_base, H_tool, Delta H and P of every decision, from transformers' logits and the tokens alone."""
     parts, rollout = rolled
@@ -122,9 +123,7 @@ def test_fork_decisions_equal_float64(
     for b, decisions in enumerate(rollout.decisions):
         for decision in decisions:
             m, first = decision["slot"], decision["position"]
-            log_p = float64_log_probabilities(parts, torch_logits[b, m], parts.config.rollout.temperature)
-            with np.errstate(invalid="ignore"):
-                entropy = -np.where(np.isfinite(log_p), np.exp(log_p) * log_p, 0.0).sum(-1)  # row t: token t + 1
+            entropy = entropies(float64_log_probabilities[b, m])  # row t: token t + 1
             texts = [tokenizer.decode([i]) for i in rollout.host.tokens[b, m].tolist()]
             assert texts[first - 1].endswith("[")
             last = next(t for t in range(first, len(texts)) if "]" in texts[t])
@@ -196,9 +195,13 @@ def test_other_prompts_in_the_batch_change_nothing(rolled: tuple[Any, Rollout]) 
     same_tokens(rollout, fewer, slice(2, 4))
 
 
+@functools.cache
+def eight_groups(devices: int) -> tuple[Any, Rollout]:
+    return roll(devices, slice(0, 8), mesh__host_devices=devices)
+
+
 def test_the_number_of_devices_changes_nothing() -> None:
-    _, one = roll(devices=1, prompts=slice(0, 8))
-    _, eight = roll(devices=8, prompts=slice(0, 8), mesh__host_devices=8)
+    (_, one), (_, eight) = eight_groups(1), eight_groups(8)
     same_tokens(one, eight)
     assert one.decisions == [
         [{name: pytest.approx(value, abs=1e-4) for name, value in d.items()} for d in group]
@@ -209,7 +212,7 @@ def test_the_number_of_devices_changes_nothing() -> None:
 @pytest.mark.parametrize("devices", [1, 2])
 def test_parts_change_nothing(devices: int) -> None:
     """Eight groups at once, or two from each of the batch's shards at a time: all that the update reads is the same."""
-    parts, whole = roll(devices=devices, prompts=slice(0, 8), mesh__host_devices=devices)
+    parts, whole = eight_groups(devices)
     layout = parts.sampling_layout
     engine = parts.engine(assembly.training_rollout(parts.config, parts.backbone))
     params = jax.device_put(parts.params, sharding.parameter_shardings(parts.params, layout))

@@ -10,6 +10,7 @@ import pytest
 
 from medvr_jax.configuration import load_config
 from medvr_jax.training.loop import train
+from tests.tiny_run import largest_sizes_alone
 
 SMALL = {
     "mesh.host_devices": "1",
@@ -22,7 +23,8 @@ SMALL = {
 }
 
 
-def test_two_steps(tmp_path: Path) -> None:
+def test_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    largest_sizes_alone(monkeypatch)
     config = load_config("configs/medvlm_r1_qwen2_vl_2b.py:tiny", list(SMALL.items()))
     train(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
