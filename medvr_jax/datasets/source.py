@@ -200,9 +200,7 @@ def make_source(data: Any, seed: int, report_folder: Path | None = None) -> Exam
                 published(name, split)
 
     def read(split: str) -> Sets:
-        return {
-            name: _own(data, split, report_folder) if name == "jsonl" else published(name, split) for name in names
-        }
+        return {name: _own(data, split, report_folder) if name == "jsonl" else published(name, split) for name in names}
 
     bounds = {name: data[f"filter_{name}"] for name in ("file", "rule", "minimum", "maximum")}
     selection = Selection(**bounds, count=data.train_examples)

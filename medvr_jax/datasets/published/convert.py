@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 from medvr_jax.datasets.faults import Fault, Faults
-from medvr_jax.datasets.published import boxes
 from medvr_jax.datasets.image_files import image_size
+from medvr_jax.datasets.published import boxes
 from medvr_jax.datasets.published.files import read_csv, read_parquet, text
 from medvr_jax.errors import UserError
 
