@@ -184,6 +184,15 @@ def validate(config: ConfigDict, *, files: bool = True, mode: str = "train") -> 
     return frozen
 
 
+def completed(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A configuration that was saved, with defaults in the place of fields that are newer; and these fields."""
+    found = dict(leaves(saved))
+    schema = _schema(ConfigDict(dict(saved), type_safe=False))
+    # A section that is no section any more is left for `validate`.
+    newer = [name for name in schema if not any(name == old or name.startswith(f"{old}.") for old in found)]
+    return _nested(found | {name: json.loads(json.dumps(schema[name])) for name in newer}), newer
+
+
 def _checked_value(name: str, value: Any, default: Any) -> Any:
     kinds: dict[type, tuple[Any, str]] = {
         bool: (bool, "true or false"),
@@ -372,6 +381,10 @@ def _data_fits(c: Mapping[str, Any]) -> None:
     for name in ("data.filter_file", "data.train_examples"):
         if c["data.name"] == "synthetic" and c[name]:
             raise UserError(f"{name}: found {c[name]!r} with data.name = 'synthetic', whose examples never end")
+    if not c["data.filter_file"]:
+        for name, default in leaves(base.get_config().data, "data."):
+            if name.startswith("data.filter_") and c[name] != default:
+                raise UserError(f"{name}: found {c[name]!r} without data.filter_file, whose answers it is about")
 
 
 def model_folder(path: str) -> Path:
@@ -417,6 +430,8 @@ _COMBINATIONS: tuple[_Check, ...] = (
 def _files(config: FrozenConfigDict, mode: str) -> tuple[_Check, ...]:
     """The checks of what a mode reads."""
     model, data = (_images_fit, _model_exists), (_data_exists,)
+    if mode == "leaks":  # no model takes part
+        return data
     if mode != "evaluate":
         return model + data
     evaluate = config.evaluate

@@ -168,6 +168,7 @@ class SetSource:
         return {
             name: Picked(self._tested[name].__getitem__, np.linspace(0, size - 1, share).astype(int).tolist())
             for (name, size), share in zip(sizes.items(), shares, strict=True)
+            if share
         }
 
     def fingerprint(self) -> str:
