@@ -155,7 +155,8 @@ def get_config() -> ConfigDict:
     report.rollouts_every = 10  # steps between files of rollouts/; the first and last step always have one
     report.profile_steps = ()  # steps that jax.profiler traces into WORKDIR/profile/, e.g. (5,); for XProf or Perfetto
 
-    # --mode=evaluate, and the sets of --mode=leaks; the evaluations of a training run are greedy, on the test questions of `data`.
+    # --mode=evaluate; sets, split and questions also of --mode=leaks. The evaluations of a training run are greedy, on
+    # the test questions of `data`.
     evaluate = config.evaluate = section()
     evaluate.sets = ()  # published sets, e.g. ("vqa_rad", "slake/en"); () = the test questions of `data`
     evaluate.split = "test"  # which part of these sets
