@@ -90,6 +90,7 @@ def test_answers_keep_their_kind(folder: Path, tmp_path: Path) -> None:
         {"image": "a.png", "question": "Which?", "answer": "a", "options": ["A", "a"]},
         {"image": "a.png", "question": "Which?", "answer": "A", "options": ["B", "A"]},
         {"image": "a.png", "question": "How many?", "answer": 2.5},
+        {"image": "a.png", "question": "有病变吗?", "answer": "没有", "language": "zh"},
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\r\n" for line in lines)
     file.write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -100,6 +101,7 @@ def test_answers_keep_their_kind(folder: Path, tmp_path: Path) -> None:
         ("B", "choice"),
         ("B", "choice"),
         ("2.5", "open"),
+        ("没有", "yes_no"),
     ]
     assert (found[0].language, found[0].question_type, found[1].language) == ("zh", "abnormality", "en")
 
