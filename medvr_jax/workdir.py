@@ -56,8 +56,8 @@ def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: 
     _check_writable(folder)
     if _has_results(folder):
         saved, newer = _read_saved(folder)
-        _refuse_other(folder, saved, config, ())
         _tell_newer(folder, newer)
+        _refuse_other(folder, saved, config, ())
         if saved["steps"] == config.steps and not newer:
             return
     if write:

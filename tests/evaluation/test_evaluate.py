@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -26,8 +27,7 @@ from medvr_jax.datasets.synthetic import SyntheticTask
 from medvr_jax.evaluation import questions, run
 from medvr_jax.inputs.chat import encode_prompt
 from medvr_jax.training.checkpoints import Checkpoints
-from medvr_jax.training.loop import train
-from medvr_jax.training.trainer import Trainer
+from medvr_jax.training.trainer import Trainer, make_train_state
 from medvr_jax.workdir import prepare_workdir, saved_config
 from tests.tiny_run import SMALL, small_config
 
@@ -138,7 +138,7 @@ def test_equals_the_evaluation_during_training(plain: Path) -> None:
     assert {name: results[name] for name in summary} == summary
 
 
-def test_box_entropies_are_those_of_float64(plain: Path) -> None:
+def test_box_entropies_are_in_the_tables(plain: Path) -> None:
     """Sure and unsure zooms differ, and the tables correlate them with the IoU."""
     values = [value for row in rows_of(plain / "evaluation") for value in row["box_entropy"]]
     assert np.std(values) > 0.01
@@ -221,32 +221,31 @@ def test_several_sets_in_batches_of_like_size(
 
 
 def test_another_checkpoint_starts_afresh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Step by step, and when a run is trained anew into the same folder."""
-    changes = {"steps": 1, "checkpoint_every": 1, "data__prompts_per_step": 8, "export_at_end": False}
-    config = small_config(**changes, optimizer__schedule="constant", rollout__trajectories=4)
-    train(config, tmp_path)
+    """Step by step, and when other weights have the same step."""
+    config = small_config("text", data__prompts_per_step=8, rollout__response_length=16)
+    state, _ = make_train_state(assembly.assemble(config, splits=()))
+
+    def save(step: int, change: float) -> None:
+        trainable = jax.tree.map(lambda kernel: kernel + change, state.trainable)
+        with contextlib.closing(Checkpoints(tmp_path, 2)) as checkpoints:
+            checkpoints.save(step, dataclasses.replace(state, trainable=trainable), {})
+
+    save(1, 0.0)
     run.evaluate(config, tmp_path)
     assert results_of(tmp_path / "evaluation")["policy"] == "step 1"
     first = rows_of(tmp_path / "evaluation")
-    longer = small_config(**changes | {"steps": 2}, optimizer__schedule="constant", rollout__trajectories=4)
-    train(longer, tmp_path)
+    save(2, 0.5)
     capsys.readouterr()
-    run.evaluate(longer, tmp_path)
+    run.evaluate(config, tmp_path)
     assert "started afresh, as policy was 'step 1', now 'step 2'" in capsys.readouterr().out
     assert results_of(tmp_path / "evaluation")["step"] == 2
+    second = rows_of(tmp_path / "evaluation")
+    assert [row["texts"] for row in second] != [row["texts"] for row in first]  # it is the newest that answers
     former = (tmp_path / "evaluation/synthetic/predictions.former.jsonl").read_text()
     assert [json.loads(line) for line in former.split("\n")[:-1]] == first
-    # The same step of other weights.
-    checkpoints = Checkpoints(tmp_path, 2)
-    state, metadata = checkpoints.restore(2, Trainer(assembly.assemble(longer)).state)
-    checkpoints.close()
     shutil.rmtree(tmp_path / "checkpoints")
-    checkpoints = Checkpoints(tmp_path, 2)
-    other = jax.tree.map(lambda kernel: kernel + 1e-3, state.trainable)
-    checkpoints.save(2, dataclasses.replace(state, trainable=other), metadata)
-    checkpoints.close()
-    capsys.readouterr()
-    run.evaluate(longer, tmp_path)
+    save(2, 1e-3)
+    run.evaluate(config, tmp_path)
     assert "started afresh, as weights was" in capsys.readouterr().out
 
 
