@@ -299,3 +299,18 @@ def test_an_evaluation_needs_no_run_and_leaves_a_run_alone(tmp_path: Path) -> No
     assert saved_config(tmp_path, mode="evaluate") == config
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     prepare_workdir(tmp_path, load_config("configs/tiny_cpu.py"), "train")
+
+
+def test_every_evaluation_knows_its_like_without_the_tool(tmp_path: Path) -> None:
+    sampled = {"samples": 8, "temperature": 1}
+    cases: list[tuple[dict[str, object], str, str | None]] = [
+        ({}, ".", "no_tools"),
+        (sampled, "8_samples_at_1", "no_tools_8_samples_at_1"),
+        ({"sets": "slake", "split": "train"}, "split_train", "no_tools_split_train"),
+        ({"tools": False} | sampled, "no_tools_8_samples_at_1", None),
+        ({"name": "mine"}, "mine", None),
+    ]
+    for fields, own, other in cases:
+        section = small_config(**{f"evaluate__{name}": value for name, value in fields.items()}).evaluate
+        assert run.evaluation_folder(section, tmp_path) == tmp_path / "evaluation" / own
+        assert run.folder_without_tool(section, tmp_path) == (tmp_path / "evaluation" / other if other else None)
