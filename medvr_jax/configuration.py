@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import inspect
 import json
 import math
@@ -401,11 +402,11 @@ def _model_exists(c: Mapping[str, Any]) -> None:
             raise UserError(f"model.path: {path!r} holds no config.json; a Hugging Face model folder is needed")
 
 
-def _data_exists(c: Mapping[str, Any]) -> None:
-    if c["data.filter_file"] and not Path(c["data.filter_file"]).is_file():
+def _data_exists(c: Mapping[str, Any], splits: tuple[str, ...] = ("train", "test")) -> None:
+    if "train" in splits and c["data.filter_file"] and not Path(c["data.filter_file"]).is_file():
         raise UserError(f"data.filter_file: {c['data.filter_file']!r} is not a file; --mode=evaluate writes one")
     if c["data.name"] == "jsonl" or "jsonl" in parse_sets(c["data.sets"])[0]:
-        for name in ("data.train_file", "data.test_file"):
+        for name in (f"data.{split}_file" for split in splits):
             if not Path(c[name]).is_file():
                 raise UserError(f"{name}: {c[name]!r} is not a file; needed with data.name = 'jsonl'")
         if not c["data.image_folder"] or not Path(c["data.image_folder"]).is_dir():
@@ -429,14 +430,14 @@ _COMBINATIONS: tuple[_Check, ...] = (
 
 def _files(config: FrozenConfigDict, mode: str) -> tuple[_Check, ...]:
     """The checks of what a mode reads."""
-    model, data = (_images_fit, _model_exists), (_data_exists,)
+    model, evaluate = (_images_fit, _model_exists), config.evaluate
+    tested = () if evaluate.sets else ("test",)
     if mode == "leaks":  # no model takes part
-        return data
+        return (functools.partial(_data_exists, splits=("train", *tested)),)
     if mode != "evaluate":
-        return model + data
-    evaluate = config.evaluate
-    needed = (() if answered_elsewhere(evaluate) else model) + (() if evaluate.sets else data)
-    return (*needed, check_option_files)
+        return (*model, _data_exists)
+    data = (functools.partial(_data_exists, splits=tested),) if tested else ()
+    return (*(() if answered_elsewhere(evaluate) else model), *data, check_option_files)
 
 
 # ------------------------------------------------------------------------------------------------- names of fields

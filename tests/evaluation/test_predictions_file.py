@@ -196,6 +196,20 @@ def test_a_mixture_is_evaluated_set_by_set(tmp_path: Path, monkeypatch: pytest.M
     assert results["data"] == "vqa_rad, slake/en" and results["answers"] == 4
 
 
+def test_own_questions_need_no_training_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(EXAMPLES[0].images[0])
+    question = {"id": "1", "image": "a.png", "question": "Is it?", "answer": "yes"}
+    write(tmp_path / "test.jsonl", [question, {"id": "2"}])
+    changes = [("data.name", "jsonl"), ("data.image_folder", str(tmp_path)), ("data.on_error", "skip")]
+    changes += overrides(write(tmp_path / "a.jsonl", [{"id": "1", "text": "Yes."}]))
+    with pytest.raises(UserError, match="data.test_file: '' is not a file"):
+        load_config("configs/tiny_cpu.py", changes, mode="evaluate")
+    changes.append(("data.test_file", str(tmp_path / "test.jsonl")))
+    evaluate_elsewhere(load_config("configs/tiny_cpu.py", changes, mode="evaluate"), tmp_path / "run")
+    assert json.loads((tmp_path / "run/evaluation/file_a/results.json").read_text())["scores"]["strict"] == 1.0
+    assert "test.jsonl:2" in (tmp_path / "run/faults/test_file.jsonl").read_text()
+
+
 def test_two_models_are_compared_in_pairs(tmp_path: Path) -> None:
     better, worse = RIGHT, [one | {"text": "" if index < 4 else one["text"]} for index, one in enumerate(RIGHT)]
     score(write(tmp_path / "worse.jsonl", worse), tmp_path)
