@@ -49,6 +49,8 @@ def check_options(c: Mapping[str, Any]) -> None:
             f"evaluate.{name}: found {c[f'evaluate.{name}']} with evaluate.predictions_file, whose lines say what"
             " there is; leave it out"
         )
+    if file and c["evaluate.system"]:
+        raise UserError("evaluate.system: found a prompt, but the answers of evaluate.predictions_file are given")
     if (file or endpoint) and not c["evaluate.tools"]:
         raise UserError("evaluate.tools: found false, but answers from elsewhere use no tool of ours; leave it out")
     for url, model in (("endpoint", "model"), ("judge_endpoint", "judge_model")):

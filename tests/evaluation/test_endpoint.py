@@ -328,6 +328,7 @@ def test_contradictions_in_the_options(tmp_path: Path) -> None:
         ({"predictions_file": "a", "endpoint": "http://a/v1", "model": "m"}, "as well as evaluate.endpoint"),
         ({"predictions_file": "a", "samples": 2, "temperature": 1}, "evaluate.samples: found 2 with"),
         ({"predictions_file": "/nowhere"}, "evaluate.predictions_file: '/nowhere' is not a file"),
+        ({"predictions_file": "a", "system": "Be brief."}, "evaluate.system: found a prompt"),
         ({"sets": "vqa_rad,vqa_rad"}, "evaluate.sets: found 'vqa_rad' 2 times"),
         ({"split": "train"}, "evaluate.split: found 'train' without evaluate.sets"),
         ({"sets": "../x"}, "evaluate.sets: found '../x'"),
