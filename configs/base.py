@@ -57,8 +57,7 @@ def get_config() -> ConfigDict:
     data.manual_dir = ""  # sets: folder of the published files
     data.data_dir = "prepared"  # sets: folder of what is made of them, once
     data.on_error = "refuse"  # refuse | skip: what becomes of wrong lines and records; either way they are listed
-    # pixels | header: how much of your own images is read before the run begins; of published ones all is, once.
-    data.check_images = "pixels"
+    data.check_images = "pixels"  # pixels | header: how much is read of your own images; of published ones all is, once
     data.filter_file = ""  # predictions of --mode=evaluate on the training questions; empty = no filter
     data.filter_rule = "strict"  # strict | medevalkit: the scores in this file that count
     data.filter_minimum = 0.0  # a question stays if the share of its samples that are right is more than this
@@ -171,8 +170,7 @@ def get_config() -> ConfigDict:
     evaluate.endpoint = ""  # OpenAI-compatible base URL whose model is asked instead, e.g. http://localhost:8000/v1
     evaluate.model = ""  # its name there
     evaluate.max_tokens = 1024  # of one of its answers
-    # refuse | empty: what the endpoint does not answer counts as left empty, what the judge does not judge as wrong.
-    evaluate.failures = "refuse"
+    evaluate.failures = "refuse"  # refuse | empty: an answer that fails to come counts as empty, a verdict as wrong
     evaluate.judge_endpoint = ""  # base URL of a model that judges open questions, beside the rules; empty = none
     evaluate.judge_model = ""  # its name there
     evaluate.concurrency = 8  # requests to an endpoint or judge that are under way at the same time
