@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ import jax
 import numpy as np
 import pytest
 import torch
+from jax.experimental.compilation_cache import compilation_cache
 from transformers import AutoConfig, Qwen2VLForConditionalGeneration
 
-from medvr_jax import assembly
+from medvr_jax import assembly, programs
 from medvr_jax.configuration import load_config
 from medvr_jax.datasets.synthetic import SyntheticTask
 from medvr_jax.evaluation import questions, run
@@ -34,6 +36,20 @@ from tests.tiny_run import SMALL, small_config
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = REPOSITORY / "medvr_jax" / "assets" / "tiny"
 FILES = ("predictions.jsonl", "results.json", "table.md", "tables.json", "synthetic/predictions.jsonl")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Programs are kept, since the same ones are made again and again; the environment of processes that share them."""
+    names = ("jax_compilation_cache_dir", *(name for name, _ in programs._KEEP_ALL))
+    before = {name: jax.config.values[name] for name in names}
+    folder = programs.keep_programs(str(tmp_path_factory.mktemp("cache")))
+    compilation_cache.reset_cache()  # jax looks for a folder once
+    kept = {programs.FOLDER_VARIABLE: str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    yield os.environ | kept | {"JAX_PLATFORMS": "cpu"}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def evaluate(workdir: Path, variant: str = "full", **overrides: object) -> list[dict[str, Any]]:
@@ -52,14 +68,6 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------ killed and started again
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which what is compiled once is kept: the same programs are started again and again."""
-    folder = str(tmp_path_factory.mktemp("cache"))
-    kept = {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return os.environ | kept | {"JAX_PLATFORMS": "cpu"}
 
 
 def start(workdir: Path, environment: dict[str, str], changes: dict[str, object]) -> subprocess.Popen:
@@ -166,15 +174,15 @@ def test_the_tool_forbidden(plain: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_samples_do_not_depend_on_batches(tmp_path: Path) -> None:
-    sampled = {"evaluate__samples": 4, "evaluate__temperature": 1.0, "data__test_examples": 24}
+    sampled = {"evaluate__samples": 4, "evaluate__temperature": 1.0, "data__test_examples": 16}
     first = evaluate(tmp_path / "a", data__evaluation_batch=8, **sampled)
-    second = evaluate(tmp_path / "b", data__evaluation_batch=24, **sampled)
+    second = evaluate(tmp_path / "b", data__evaluation_batch=16, **sampled)
     assert [(row["id"], row["sample"]) for row in first] == [
-        (SyntheticTask().example("test", index).id, sample) for index in range(24) for sample in range(4)
+        (SyntheticTask().example("test", index).id, sample) for index in range(16) for sample in range(4)
     ]
     assert [row["texts"] for row in first] == [row["texts"] for row in second]
-    assert len({tuple(row["texts"]) for row in first}) > 48  # they do differ
-    other = evaluate(tmp_path / "c", data__evaluation_batch=24, **sampled, seed=1)
+    assert len({tuple(row["texts"]) for row in first}) > 32  # they do differ
+    other = evaluate(tmp_path / "c", data__evaluation_batch=16, **sampled, seed=1)
     assert [row["texts"] for row in second] != [row["texts"] for row in other]
     tables = json.loads((tmp_path / "a/evaluation/4_samples_at_1/tables.json").read_text())
     figures = tables["rules"]["strict"]["samples"]["synthetic"]
