@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
     data.manual_dir = ""  # sets: folder of the published files
     data.data_dir = "prepared"  # sets: folder of what is made of them, once
     data.on_error = "refuse"  # refuse | skip: what becomes of wrong lines and records; either way they are listed
-    data.check_images = "pixels"  # pixels | header: how much of your own images is read before the run begins
+    data.check_images = "pixels"  # pixels | header: how much is read of your own images; of published ones all is, once
     data.filter_file = ""  # predictions of --mode=evaluate on the training questions; empty = no filter
     data.filter_rule = "strict"  # strict | medevalkit: the scores in this file that count
     data.filter_minimum = 0.0  # a question stays if the share of its samples that are right is more than this
@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
     data.prompts_per_step = 16  # B
     data.test_examples = 512  # examples of an evaluation, one greedy trajectory each
     data.evaluation_batch = 64  # of these at a time
-    data.synthetic = section()  # the synthetic task; ignored by jsonl
+    data.synthetic = section()  # the synthetic task; ignored by others
     data.synthetic.image_side = 448  # pixels
     data.synthetic.lesion_side = 28  # diameter of the lesion in pixels
     data.synthetic.period = 7.0  # of the lesion's stripes in pixels; their direction is the class
@@ -154,7 +154,8 @@ def get_config() -> ConfigDict:
     report.rollouts_every = 10  # steps between files of rollouts/; the first and last step always have one
     report.profile_steps = ()  # steps that jax.profiler traces into WORKDIR/profile/, e.g. (5,); for XProf or Perfetto
 
-    # --mode=evaluate alone; the evaluations of a training run are greedy, on the test questions of `data`.
+    # --mode=evaluate; sets, split and questions also of --mode=leaks. The evaluations of a training run are greedy, on
+    # the test questions of `data`.
     evaluate = config.evaluate = section()
     evaluate.sets = ()  # published sets, e.g. ("vqa_rad", "slake/en"); () = the test questions of `data`
     evaluate.split = "test"  # which part of these sets
@@ -169,7 +170,7 @@ def get_config() -> ConfigDict:
     evaluate.endpoint = ""  # OpenAI-compatible base URL whose model is asked instead, e.g. http://localhost:8000/v1
     evaluate.model = ""  # its name there
     evaluate.max_tokens = 1024  # of one of its answers
-    evaluate.failures = "refuse"  # refuse | empty: a question that the endpoint does not answer counts as left empty
+    evaluate.failures = "refuse"  # refuse | empty: an answer that fails to come counts as empty, a verdict as wrong
     evaluate.judge_endpoint = ""  # base URL of a model that judges open questions, beside the rules; empty = none
     evaluate.judge_model = ""  # its name there
     evaluate.concurrency = 8  # requests to an endpoint or judge that are under way at the same time

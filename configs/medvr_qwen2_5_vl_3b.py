@@ -1,15 +1,7 @@
 """MedVR's recipe for Qwen2.5-VL-3B on 16 small chips: 32 prompts x 16 trajectories per update, EVR and CCA.
 
-As the 7B recipe, which sees as many questions in fewer and larger updates, with smaller images and shorter
-trajectories. Give the model and the data on the command line:
-
-    --config.model.path=Qwen2.5-VL-3B-Instruct --config.data.train_file=train.jsonl \
-    --config.data.test_file=test.jsonl --config.data.image_folder=images
-
-Variants: `full` (the default), the rows of the paper's ablation `text`, `zoom`, `evr`, `cca`, and its other comparisons
-after a comma or alone: `reward=none|unconditional|conditional|cca` and `gamma=NUMBER`; see configs/variants.py.
-
---mode=plan needs none of these: `model.architecture` has the model's shapes.
+As the 7B recipe, with its variants; that one sees as many questions in fewer and larger updates, with larger images and
+longer trajectories. Model (`--config.model.path=Qwen2.5-VL-3B-Instruct`) and data are given as there.
 """
 
 from __future__ import annotations
@@ -20,7 +12,7 @@ from configs import medvr_qwen2_5_vl_7b
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-    """The recipe of one variant; `model.path` and the files of `data` are the user's to give."""
+    """The 7B recipe's variant for this model."""
     config = medvr_qwen2_5_vl_7b.get_config(variant)
     config.steps = 512
     config.checkpoint_every = 32

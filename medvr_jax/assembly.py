@@ -56,7 +56,7 @@ class Parts:
         backbone: its shapes.
         encoder: tokenizer, image processor and system prompt.
         tools: tools by name.
-        source: training and test examples; None where the questions come from elsewhere.
+        source: training and test examples.
     """
 
     config: Any
@@ -66,7 +66,7 @@ class Parts:
     backbone: BackboneConfig
     encoder: Encoder
     tools: dict[str, Tool]
-    source: ExampleSource | None
+    source: ExampleSource
 
     def engine(self, settings: RolloutSettings) -> RolloutEngine:
         """A rollout engine for these shapes and rules."""
@@ -127,9 +127,9 @@ def assemble(
         if tools:
             _check_observation_fits(encoder, config.rollout)
         source = make_source(config.data, config.seed, report_folder if distributed.is_main() else None)
-        if distributed.is_main() or config.data.name != "sets":
-            source.load(splits)
-    with distributed.together():  # process 0 has made of published files what is missing
+        if distributed.is_main():
+            source.prepare(splits)
+    with distributed.together():
         source.load(splits)
     backbone = BackboneConfig.from_folder(folder)
     place = functools.partial(

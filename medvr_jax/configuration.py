@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import inspect
 import json
 import math
@@ -182,6 +183,15 @@ def validate(config: ConfigDict, *, files: bool = True, mode: str = "train") -> 
     for check in _COMBINATIONS + (_files(frozen, mode) if files else ()):
         check(checked)
     return frozen
+
+
+def completed(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """A configuration that was saved, with defaults in the place of fields that are newer; and these fields."""
+    found = dict(leaves(saved))
+    schema = _schema(ConfigDict(dict(saved), type_safe=False))
+    # A section that is no section any more is left for `validate`.
+    newer = [name for name in schema if not any(name == old or name.startswith(f"{old}.") for old in found)]
+    return _nested(found | {name: json.loads(json.dumps(schema[name])) for name in newer}), newer
 
 
 def _checked_value(name: str, value: Any, default: Any) -> Any:
@@ -372,6 +382,10 @@ def _data_fits(c: Mapping[str, Any]) -> None:
     for name in ("data.filter_file", "data.train_examples"):
         if c["data.name"] == "synthetic" and c[name]:
             raise UserError(f"{name}: found {c[name]!r} with data.name = 'synthetic', whose examples never end")
+    if not c["data.filter_file"]:
+        for name, default in leaves(base.get_config().data, "data."):
+            if name.startswith("data.filter_") and c[name] != default:
+                raise UserError(f"{name}: found {c[name]!r} without data.filter_file, whose answers it is about")
 
 
 def model_folder(path: str) -> Path:
@@ -388,11 +402,11 @@ def _model_exists(c: Mapping[str, Any]) -> None:
             raise UserError(f"model.path: {path!r} holds no config.json; a Hugging Face model folder is needed")
 
 
-def _data_exists(c: Mapping[str, Any]) -> None:
-    if c["data.filter_file"] and not Path(c["data.filter_file"]).is_file():
+def _data_exists(c: Mapping[str, Any], splits: tuple[str, ...] = ("train", "test")) -> None:
+    if "train" in splits and c["data.filter_file"] and not Path(c["data.filter_file"]).is_file():
         raise UserError(f"data.filter_file: {c['data.filter_file']!r} is not a file; --mode=evaluate writes one")
     if c["data.name"] == "jsonl" or "jsonl" in parse_sets(c["data.sets"])[0]:
-        for name in ("data.train_file", "data.test_file"):
+        for name in (f"data.{split}_file" for split in splits):
             if not Path(c[name]).is_file():
                 raise UserError(f"{name}: {c[name]!r} is not a file; needed with data.name = 'jsonl'")
         if not c["data.image_folder"] or not Path(c["data.image_folder"]).is_dir():
@@ -416,12 +430,14 @@ _COMBINATIONS: tuple[_Check, ...] = (
 
 def _files(config: FrozenConfigDict, mode: str) -> tuple[_Check, ...]:
     """The checks of what a mode reads."""
-    model, data = (_images_fit, _model_exists), (_data_exists,)
+    model, evaluate = (_images_fit, _model_exists), config.evaluate
+    tested = () if evaluate.sets else ("test",)
+    if mode == "leaks":  # no model takes part
+        return (functools.partial(_data_exists, splits=("train", *tested)),)
     if mode != "evaluate":
-        return model + data
-    evaluate = config.evaluate
-    needed = (() if answered_elsewhere(evaluate) else model) + (() if evaluate.sets else data)
-    return (*needed, check_option_files)
+        return (*model, _data_exists)
+    data = (functools.partial(_data_exists, splits=tested),) if tested else ()
+    return (*(() if answered_elsewhere(evaluate) else model), *data, check_option_files)
 
 
 # ------------------------------------------------------------------------------------------------- names of fields

@@ -23,7 +23,7 @@ from medvr_jax.errors import UserError
 from medvr_jax.evaluation.options import answered_elsewhere
 from medvr_jax.processes import COUNT, read_processes
 
-MODES = ("train", "evaluate", "export", "report", "plan")
+MODES = ("train", "evaluate", "export", "report", "leaks", "plan")
 SHARED_MODES = ("train", "evaluate", "export")  # those in which several processes can take part
 
 _CONFIG = flags.DEFINE_string(
@@ -89,6 +89,10 @@ def run_mode(config: FrozenConfigDict, folder: str, mode: str) -> None:
         from medvr_jax.training.export import export
 
         export(config, folder)
+    elif mode == "leaks":
+        from medvr_jax.evaluation.leak_check import check_leaks
+
+        check_leaks(config, folder)
     elif mode == "report":
         from medvr_jax.reports.page import write_report
 

@@ -24,33 +24,41 @@ FREE_FIELDS = ("programs.cache", "report.profile_steps", "evaluate.")  # they ch
 def saved_config(
     workdir: str | os.PathLike, overrides: Iterable[tuple[str, str]] = (), *, files: bool = True, mode: str = "train"
 ) -> FrozenConfigDict:
-    """The configuration that a workdir was started with, overrides applied, checked as `validate` does."""
-    saved = ConfigDict(_read_saved(Path(workdir)), type_safe=False)
-    return configuration.validate(configuration.override(saved, overrides), files=files, mode=mode)
+    """The configuration that a workdir was started with, overrides applied, checked as `validate` does.
+
+    Fields that are newer than the run have their defaults, and are told.
+    """
+    saved, newer = _read_saved(Path(workdir))
+    _tell_newer(Path(workdir), newer)
+    changed = configuration.override(ConfigDict(saved, type_safe=False), overrides)
+    return configuration.validate(changed, files=files, mode=mode)
 
 
 def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: str, write: bool = True) -> None:
     """Makes the workdir of a training run and saves config.json there, or checks that both fit each other.
 
-    A run goes on only with the same configuration; `steps` may grow. Other modes need an existing run, and only what
-    shapes a checkpoint must be the same; an evaluation that reads no checkpoint takes any folder, and makes it. With
-    `write` false (another process of the run does it) config.json is only looked at.
+    A run goes on only with the same configuration; `steps` may grow, and fields that are newer than the run have their
+    defaults. Other modes need an existing run, and only what shapes a checkpoint must be the same; an evaluation that
+    reads no checkpoint, and a search for leaks, take any folder, and make it. With `write` false (another process does
+    it) config.json is only looked at.
     """
     folder = Path(workdir)
-    if mode == "evaluate" and (answered_elsewhere(config.evaluate) or not _has_checkpoints(folder)):
+    without_run = answered_elsewhere(config.evaluate) or not _has_checkpoints(folder)
+    if mode == "leaks" or (mode == "evaluate" and without_run):
         _check_writable(folder)
         if write and not (folder / "config.json").is_file():
             write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
         return
     if mode != "train":
-        _refuse_other(folder, _read_saved(folder), config, CHECKPOINT_FIELDS)
+        _refuse_other(folder, _read_saved(folder)[0], config, CHECKPOINT_FIELDS)
         _check_writable(folder)
         return
     _check_writable(folder)
     if _has_results(folder):
-        saved = _read_saved(folder)
+        saved, newer = _read_saved(folder)
+        _tell_newer(folder, newer)
         _refuse_other(folder, saved, config, ())
-        if saved["steps"] == config.steps:
+        if saved["steps"] == config.steps and not newer:
             return
     if write:
         write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
@@ -69,7 +77,8 @@ def _has_checkpoints(folder: Path) -> bool:
     return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 
-def _read_saved(folder: Path) -> dict[str, Any]:
+def _read_saved(folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """What config.json holds, with the defaults of fields that are newer than it; and the names of these."""
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"--workdir: {folder} holds no config.json; give the folder of a run or, to train, a new one")
@@ -79,7 +88,12 @@ def _read_saved(folder: Path) -> dict[str, Any]:
         raise UserError(f"--workdir: {file} cannot be read: {error}") from error
     if not isinstance(saved, dict):
         raise UserError(f"--workdir: {file} is not a JSON object")
-    return saved
+    return configuration.completed(saved)
+
+
+def _tell_newer(folder: Path, newer: list[str]) -> None:
+    if newer:
+        print(f"{folder / 'config.json'} is older than {', '.join(newer)}: taken as their defaults")
 
 
 def _refuse_other(folder: Path, saved: dict[str, Any], config: FrozenConfigDict, prefixes: tuple[str, ...]) -> None:

@@ -88,6 +88,47 @@ def test_an_evaluation_of_a_checkpoint_is_one_of_the_same_model(tiny: ConfigDict
     prepare_workdir(workdir, saved_config(workdir, elsewhere), "evaluate")
 
 
+def test_a_run_that_is_older_than_a_field_goes_on_with_its_default(
+    tiny: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    config = configuration.validate(tiny)
+    start_run(workdir, config)
+    saved = json.loads((workdir / "config.json").read_text())
+    del saved["evaluate"], saved["data"]["filter_rule"], saved["optimizer"]["schedule"]
+    old = json.dumps(saved)
+    told = "config.json is older than "
+    (workdir / "config.json").write_text(old)
+    changed = saved_config(workdir, [("evaluate.samples", "2"), ("evaluate.temperature", "1.0")])
+    assert (changed.evaluate.samples, changed.data.filter_rule) == (2, "strict")
+    said = capsys.readouterr().out
+    assert said.count("\n") == said.count(told) == 1 and "data.filter_rule" in said and "evaluate.sets" in said
+    # The recipe says cosine; what the run was trained with is taken as the default, which is another one.
+    with pytest.raises(UserError, match="optimizer.schedule was 'constant', now 'cosine'"):
+        prepare_workdir(workdir, config, "train")
+    saved["optimizer"]["schedule"] = "cosine"
+    (workdir / "config.json").write_text(json.dumps(saved))
+    prepare_workdir(workdir, config, "train")
+    assert told in capsys.readouterr().out
+    assert saved_config(workdir) == config  # it is written down now
+    prepare_workdir(workdir, config, "train")
+    assert told not in capsys.readouterr().out
+    saved["data"] = 3
+    (workdir / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="data: is a section, not a field"):
+        saved_config(workdir)
+
+
+def test_a_search_for_leaks_takes_any_folder(tiny: ConfigDict, tmp_path: Path) -> None:
+    config = configuration.validate(tiny)
+    prepare_workdir(tmp_path / "new", config, "leaks")
+    assert saved_config(tmp_path / "new") == config
+    start_run(tmp_path / "run", config)
+    tiny.seed += 1
+    prepare_workdir(tmp_path / "run", configuration.validate(tiny), "leaks")
+    assert saved_config(tmp_path / "run") == config
+
+
 def test_workdirs_that_cannot_be_used(tiny: ConfigDict, tmp_path: Path) -> None:
     config = configuration.validate(tiny)
     (tmp_path / "file").touch()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 AnswerKind = Literal["choice", "yes_no", "closed", "open"]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+YES_NO_WORDS = frozenset({"yes", "no", "是", "是的", "否", "不是", "有", "没有"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,3 +39,22 @@ class Example:
         choices = zip(LETTERS, self.options, strict=False)
         lines = [option.replace("{letter}", letter).replace("{text}", text) for letter, text in choices]
         return "\n".join([self.question, *lines])
+
+
+def free_kind(answer: str) -> AnswerKind:
+    """The kind of an answer without options: yes_no, or open."""
+    return "yes_no" if answer.casefold() in YES_NO_WORDS else "open"
+
+
+class Picked(Sequence[Example]):
+    """Some of many examples; each is read when it is asked for, and nothing is kept."""
+
+    def __init__(self, read: Callable[[int], Example], places: Sequence[int]) -> None:
+        """`read` takes a place; these are the ones that were picked, in order."""
+        self._read, self._places = read, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._read(self._places[index])

@@ -10,13 +10,16 @@ from typing import Any
 from medvr_jax.datasets.faults import Fault
 
 
-def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
-    """(number of the line, its object or what is wrong with it) of each line that is not empty."""
+def json_lines(path: str | Path, name: str = "") -> Iterator[tuple[int, dict[str, Any] | Fault]]:
+    """(number of the line, its object or what is wrong with it) of each line that is not empty.
+
+    `name` is what faults call the file, else by its path.
+    """
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, start=1):
             content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line  # a byte order mark
             if content.strip():
-                yield number, _parse_line(content, f"{path}:{number}")
+                yield number, _parse_line(content, f"{name or path}:{number}")
 
 
 def _parse_line(line: bytes, where: str) -> dict[str, Any] | Fault:

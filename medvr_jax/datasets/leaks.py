@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -44,6 +44,16 @@ class ImageEntry:
 
 
 @dataclasses.dataclass(frozen=True)
+class HashedImages:
+    """The distinct image files of a split or set, and how many examples it has. Unreadable images are in `faults`."""
+
+    name: str
+    examples: int
+    entries: tuple[ImageEntry, ...]
+    faults: tuple[Fault, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Leak:
     """A test image that is a training image. `distance` is in bits of the picture's hash."""
 
@@ -62,6 +72,7 @@ class LeakReport:
     train_images: int
     test_images: int
     test_examples: int
+    leaking_images: int
     threshold: int
     leaks: tuple[Leak, ...]
     faults: tuple[Fault, ...] = ()
@@ -75,33 +86,49 @@ class LeakReport:
         counted = collections.Counter(leak.kind for leak in self.leaks)
         return {kind: counted[kind] for kind in KINDS}
 
+    def summary(self) -> str:
+        """How many images and questions leak, in a sentence."""
+        leaking = len(self.leaking_ids())
+        return (
+            f"{self.leaking_images} of {self.test_images} test images, and with them {leaking} of {self.test_examples} "
+            f"questions ({100 * leaking / max(self.test_examples, 1):.1f} %), are among the {self.train_images} "
+            "training images."
+        )
 
-def find_leaks(
-    train: Sequence[Example],
-    test: Sequence[Example],
-    *,
-    train_name: str = "train",
-    test_name: str = "test",
-    threshold: int = THRESHOLD,
-) -> LeakReport:
-    """Compares the images of two splits or sets. Each image is decoded once; only hashes are kept."""
-    faults = Faults("leaks")
-    train_entries, test_entries = _entries(train, train_name, faults), _entries(test, test_name, faults)
-    leaks = []
-    for entry, matches in zip(test_entries, _matches(test_entries, train_entries, threshold), strict=True):
+
+def hash_images(
+    examples: Sequence[Example], name: str, progress: Callable[[int], None] = lambda done: None
+) -> HashedImages:
+    """Decodes each image once; only hashes are kept. `progress` is told how many examples are done."""
+    faults, entries = Faults(name), {}
+    for number, example in enumerate(examples, start=1):
+        _add_images(entries, example, name, faults)
+        progress(number)
+    sound = tuple(entry for entry in entries.values() if entry is not None)
+    return HashedImages(name, len(examples), sound, tuple(faults.list))
+
+
+def find_leaks(train: HashedImages, test: HashedImages, threshold: int = THRESHOLD) -> LeakReport:
+    """Compares the images of two splits or sets."""
+    leaks, leaking = [], 0
+    for entry, matches in zip(test.entries, _matches(test.entries, train.entries, threshold), strict=True):
+        leaking += bool(matches)
         for index, distance in matches:
-            other = train_entries[index]
+            other = train.entries[index]
             kind: Kind = "file" if entry.file == other.file else "pixels" if entry.pixels == other.pixels else "picture"
             leaks.append(Leak(kind, distance, tuple(entry.ids), tuple(other.ids)))
     return LeakReport(
-        train_name,
-        test_name,
-        len(train_entries),
-        len(test_entries),
-        len(test),
-        threshold,
-        tuple(sorted(leaks, key=lambda leak: (KINDS.index(leak.kind), leak.distance, leak.test_ids, leak.train_ids))),
-        tuple(faults.list),
+        train=train.name,
+        test=test.name,
+        train_images=len(train.entries),
+        test_images=len(test.entries),
+        test_examples=test.examples,
+        leaking_images=leaking,
+        threshold=threshold,
+        leaks=tuple(
+            sorted(leaks, key=lambda leak: (KINDS.index(leak.kind), leak.distance, leak.test_ids, leak.train_ids))
+        ),
+        faults=train.faults + test.faults,
     )
 
 
@@ -113,34 +140,41 @@ def picture_hash(image: Image.Image) -> np.ndarray:
     return np.packbits(bits).view(np.uint64)
 
 
-def _entries(examples: Iterable[Example], name: str, faults: Faults) -> list[ImageEntry]:
-    """The distinct image files of the examples, with the ids that share them."""
-    entries: dict[bytes, ImageEntry | None] = {}
-    for example in examples:
-        for image in example.images:
-            try:
-                content = image if isinstance(image, bytes) else Path(image).read_bytes()
-            except OSError as error:
-                faults.add(Fault(f"{name}, id {example.id}", "missing_image", str(error)))
-                continue
-            digest = hashlib.sha256(content).digest()
-            if digest not in entries:
-                entries[digest] = _entry(content, digest, f"{name}, id {example.id}", faults)
-            entry = entries[digest]
-            if entry is not None and example.id not in entry.ids[-1:]:
-                entry.ids.append(example.id)
-    return [entry for entry in entries.values() if entry is not None]
+def _add_images(entries: dict[bytes, ImageEntry | None], example: Example, name: str, faults: Faults) -> None:
+    """Adds an example's image files to those by digest, with its id; None stands for one that cannot be read."""
+    where = f"{name}, id {example.id}"
+    for image in example.images:
+        try:
+            content = image if isinstance(image, bytes) else Path(image).read_bytes()
+        except OSError as error:
+            faults.add(Fault(where, "missing_image", str(error)))
+            continue
+        digest = hashlib.sha256(content).digest()
+        if digest not in entries:
+            entries[digest] = _entry(content, digest, where, faults)
+        entry = entries[digest]
+        if entry is not None and example.id not in entry.ids[-1:]:
+            entry.ids.append(example.id)
 
 
 def _entry(content: bytes, digest: bytes, where: str, faults: Faults) -> ImageEntry | None:
     try:
         with Image.open(io.BytesIO(content)) as image:
-            pixels = image.convert("RGB")
+            pixels = _eight_bits(image).convert("RGB")
     except Exception as error:  # PIL raises nearly anything on corrupt data
         faults.add(Fault(where, "broken_image", f"cannot be decoded ({type(error).__name__})"))
         return None
     content_hash = hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).digest()
     return ImageEntry(digest, content_hash, picture_hash(pixels))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image; grey ones with more bits are brought to 8, since PIL's own conversion would only clip them."""
+    if not image.mode.startswith(("I", "F")):
+        return image
+    values = np.nan_to_num(np.asarray(image, np.float64))
+    values -= values.min()
+    return Image.fromarray(np.uint8(values * (255 / max(values.max(), 1e-12))))
 
 
 def _matches(
@@ -175,6 +209,7 @@ def write_leaks(folder: str | Path, report: LeakReport) -> tuple[Path, Path]:
     content = {
         "train": {"name": report.train, "images": report.train_images},
         "test": {"name": report.test, "images": report.test_images, "examples": report.test_examples},
+        "leaking_test_images": report.leaking_images,
         "threshold_bits": report.threshold,
         "pairs": report.counts(),
         "leaking_test_ids": report.leaking_ids(),
@@ -187,14 +222,11 @@ def write_leaks(folder: str | Path, report: LeakReport) -> tuple[Path, Path]:
 
 
 def _markdown(report: LeakReport) -> str:
-    counts, leaking = report.counts(), len(report.leaking_ids())
-    images = len({leak.test_ids for leak in report.leaks})
-    share = 100 * leaking / max(report.test_examples, 1)
+    counts = report.counts()
     lines = [
         f"# Images of {report.test} that are in {report.train}",
         "",
-        f"{images} of {report.test_images} test images, and with them {leaking} of {report.test_examples} questions "
-        f"({share:.1f} %), are among the {report.train_images} training images.",
+        report.summary(),
         "",
         "| pairs that share | number |",
         "|---|---:|",

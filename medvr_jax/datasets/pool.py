@@ -9,13 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from medvr_jax.datasets.example import Example
+from medvr_jax.datasets.example import Example, Picked
 from medvr_jax.datasets.faults import Faults
 from medvr_jax.datasets.mixing import endless_order
 from medvr_jax.datasets.selection import Selection, name_of_set, names_of, select
 from medvr_jax.errors import UserError
-
-_LOOKED_AT = 64  # examples whose ids stand for those of a set that does not know its ids
 
 Sets = Mapping[str, Sequence[Example]]  # by name
 
@@ -54,6 +52,10 @@ class Pool:
         """The questions at these positions, read now; of several sets, ids begin with the set's name."""
         return [self._example(number) for number in self.numbers(position, count)]
 
+    def kept(self) -> Sequence[Example]:
+        """All questions of the stream, each once, set by set; ids as in the stream."""
+        return Picked(self._example, self._kept.tolist())
+
     def _example(self, number: int) -> Example:
         which = int(np.searchsorted(self._starts, number, side="right")) - 1
         name, examples = self._parts[which]
@@ -70,10 +72,7 @@ class Pool:
         """Of the stream: its sets by name, size and ids, what is kept of them, weights and seed."""
         digest = hashlib.blake2s(repr((self._weights, self._seed)).encode(), digest_size=8)
         for name, examples in self._sets.items():
-            ids = getattr(examples, "ids", None)
-            if ids is None:
-                count = len(examples) if isinstance(examples, list) else min(_LOOKED_AT, len(examples))
-                ids = [examples[index].id for index in np.linspace(0, len(examples) - 1, count).astype(int)]
-            digest.update(repr((name, len(examples), [str(identity) for identity in ids])).encode())
+            ids = [identity for _, identity in names_of(examples, name)]
+            digest.update(repr((name, len(examples), ids)).encode())
         digest.update(self._kept.astype("<i8").tobytes())
         return digest.hexdigest()

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from medvr_jax.datasets.example import LETTERS, AnswerKind, Example
+from medvr_jax.datasets.example import LETTERS, AnswerKind, Example, free_kind
 from medvr_jax.datasets.faults import Fault
 
 FIELDS = (
     "id", "image", "images", "question", "options", "answer", "modality", "question_type", "language", "boxes",
 )  # fmt: skip
-YES_NO = ("yes", "no", "是", "否", "不是", "是的")
 
 Found = TypeVar("Found")
 
@@ -135,7 +134,7 @@ def _options(record: dict[str, Any]) -> tuple[str, ...]:
 def _answer(answer: str, options: tuple[str, ...]) -> tuple[str, AnswerKind]:
     """(answer, kind): a letter for choices, whichever of letter and text the file gives."""
     if not options:
-        return answer, "yes_no" if answer.lower() in YES_NO else "open"
+        return answer, free_kind(answer)
     texts = [text.lower() for text in options]
     if texts.count(answer.lower()) == 1:  # an option's text wins over a letter: options may be letters themselves
         return LETTERS[texts.index(answer.lower())], "choice"

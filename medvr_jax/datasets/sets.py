@@ -44,7 +44,7 @@ class PreparedSet(Sequence[Example]):
         builder = _open(name, data_dir)
         if split not in builder.info.splits:
             raise UserError(
-                f"data.sets: {name} was prepared without a split {split!r}; there is {', '.join(builder.info.splits)}; "
+                f"{name}: prepared without a split {split!r}; there is {', '.join(builder.info.splits)}; "
                 f"for another one add its files and delete {builder.data_dir}"
             )
         self.folder = Path(builder.data_dir)
@@ -88,26 +88,35 @@ class PreparedSet(Sequence[Example]):
         return PreparedSet, (self.name, self.split, self.data_dir)
 
 
-def find_set(name: str) -> tuple[PublishedSet, str]:
-    """The set and the variant that a name means."""
+def find_set(name: str, field: str = "data.sets") -> tuple[PublishedSet, str]:
+    """The set and the variant that a name means; `field` is the config field that errors name."""
     base, slash, variant = name.partition("/")
     if base not in SETS:
-        raise UserError(f"data.sets: found {name!r}; allowed: {', '.join(SETS)}, with a variant behind a slash")
+        raise UserError(f"{field}: found {name!r}; allowed: {', '.join(SETS)}, with a variant behind a slash")
     published = SETS[base]
     if not slash:
         return published, published.variants[0]
     if variant not in published.variants:
-        raise UserError(f"data.sets: found {name!r}; variants of {base}: {', '.join(published.variants)}")
+        raise UserError(f"{field}: found {name!r}; variants of {base}: {', '.join(published.variants)}")
     return published, variant
 
 
 def read_set(
-    name: str, split: str, *, data_dir: str | Path, manual_dir: str | Path, on_error: OnError = "refuse"
+    name: str,
+    split: str,
+    *,
+    data_dir: str | Path,
+    manual_dir: str | Path,
+    on_error: OnError = "refuse",
+    field: str = "data.sets",
 ) -> PreparedSet:
-    """One split of a set, prepared first if it is not yet; on_error holds for what was prepared earlier, too."""
-    published, variant = find_set(name)
+    """One split of a set, prepared first if it is not yet; on_error holds for what was prepared earlier, too.
+
+    `field` is the config field that names the set, for errors.
+    """
+    published, variant = find_set(name, field)
     if split not in published.splits:
-        raise UserError(f"data.sets: {name} has no split {split!r}; allowed: {', '.join(published.splits)}")
+        raise UserError(f"{field}: {name} has no split {split!r}; allowed: {', '.join(published.splits)}")
     if not _is_prepared(_open(name, data_dir)):
         published.require(Path(manual_dir) / published.name, variant, split)
     prepare_set(name, data_dir=data_dir, manual_dir=manual_dir, on_error=on_error)
@@ -139,11 +148,12 @@ def prepare_set(name: str, *, data_dir: str | Path, manual_dir: str | Path, on_e
         except OSError:
             if not _is_prepared(_open(name, data_dir)):  # else another process was faster
                 raise
-    elif on_error == "refuse" and builder.report_path.is_file() and (found := builder.report_path.read_text("utf-8")):
-        raise UserError(
-            f"{name}: {builder.data_dir} was prepared without {len(found.splitlines())} faulty records, listed in "
-            f"{builder.report_path}; allowed: data.on_error='skip', or better files and that folder deleted"
-        )
+    elif builder.report_path.is_file() and (found := builder.report_path.read_text("utf-8")):
+        told = f"{name}: {builder.data_dir} was prepared without {len(found.splitlines())} faulty records"
+        told += f", listed in {builder.report_path}"
+        if on_error == "refuse":
+            raise UserError(f"{told}; allowed: data.on_error='skip', or better files and that folder deleted")
+        print(told)
     return Path(builder.data_dir)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from medvr_jax.datasets.example import Example
+from medvr_jax.datasets.example import Example, Picked
 from medvr_jax.datasets.faults import Faults, OnError
 from medvr_jax.datasets.mixing import parse_sets
 from medvr_jax.datasets.pool import Pool, Sets
@@ -31,6 +31,9 @@ class ExampleSource(Protocol):
 
     alike: bool
 
+    def prepare(self, splits: Iterable[str]) -> None:
+        """Makes what these splits need on disk and is not there yet; one process does it before any loads."""
+
     def load(self, splits: Iterable[str]) -> None:
         """Opens and checks these of the splits now, which else happens when they are first needed."""
 
@@ -40,8 +43,14 @@ class ExampleSource(Protocol):
     def keys(self, position: int, count: int) -> list[Hashable]:
         """Which examples stand there, without reading them: where keys are equal, the examples are."""
 
+    def learned(self) -> Sequence[Example]:
+        """All examples of the stream, each once; UserError where there is no end of them."""
+
     def test(self, count: int) -> list[Example]:
         """`count` held-out examples, the same ones each time, or all when there are fewer."""
+
+    def test_sets(self, count: int | None = None) -> dict[str, Sequence[Example]]:
+        """The same by set, read when they are needed; all of them without a count."""
 
     def fingerprint(self) -> str:
         """Another one where another stream is; empty where the stream follows from the configuration alone."""
@@ -56,6 +65,9 @@ class SyntheticSource:
         self.task = task
         self._offset = seed << 40  # far more than any run reads
 
+    def prepare(self, splits: Iterable[str]) -> None:
+        """There is nothing to make."""
+
     def load(self, splits: Iterable[str]) -> None:
         """There is nothing to open."""
 
@@ -65,11 +77,23 @@ class SyntheticSource:
     def keys(self, position: int, count: int) -> list[Hashable]:
         return list(range(position, position + count))
 
+    def learned(self) -> Sequence[Example]:
+        raise _endless()
+
     def test(self, count: int) -> list[Example]:
         return [self.task.example("test", i) for i in range(count)]
 
+    def test_sets(self, count: int | None = None) -> dict[str, Sequence[Example]]:
+        if count is None:
+            raise _endless()
+        return {"synthetic": Picked(functools.partial(self.task.example, "test"), range(count))}
+
     def fingerprint(self) -> str:
         return ""
+
+
+def _endless() -> UserError:
+    return UserError("data.name: found 'synthetic', whose examples never end; allowed here are jsonl and sets")
 
 
 class SetSource:
@@ -81,6 +105,7 @@ class SetSource:
         self,
         read: Callable[[str], Sets],
         *,
+        prepare: Callable[[str], None] = lambda split: None,
         weights: Sequence[float] | None = None,
         seed: int = 0,
         selection: Selection | None = None,
@@ -90,15 +115,20 @@ class SetSource:
         """
         Args:
             read: a split's sets by name.
+            prepare: makes what a split needs on disk.
             weights: of the sets in the training stream; None = all as one.
             seed: of the order.
             selection: of training questions.
             on_error: refuse a training question that the selection cannot judge, or skip it.
             report_folder: where such questions are listed.
         """
-        self._read, self._weights, self._seed = read, weights, seed
+        self._read, self._prepare, self._weights, self._seed = read, prepare, weights, seed
         self._selection, self._on_error = selection or Selection(), on_error
         self._report_folder = report_folder
+
+    def prepare(self, splits: Iterable[str]) -> None:
+        for split in splits:
+            self._prepare(split)
 
     def load(self, splits: Iterable[str]) -> None:
         for split in splits:
@@ -116,8 +146,8 @@ class SetSource:
         return pool
 
     @functools.cached_property
-    def _tested(self) -> list[Sequence[Example]]:
-        return list(self._read("test").values())
+    def _tested(self) -> Sets:
+        return self._read("test")
 
     def train(self, position: int, count: int) -> list[Example]:
         return self._pool.examples(position, count)
@@ -125,11 +155,21 @@ class SetSource:
     def keys(self, position: int, count: int) -> list[Hashable]:
         return self._pool.numbers(position, count)
 
+    def learned(self) -> Sequence[Example]:
+        return self._pool.kept()
+
     def test(self, count: int) -> list[Example]:
+        return [example for examples in self.test_sets(count).values() for example in examples]
+
+    def test_sets(self, count: int | None = None) -> dict[str, Sequence[Example]]:
         """As many of each set, spread evenly over it, since published files are sorted by this or that."""
-        shares = _shares(count, [len(examples) for examples in self._tested])
-        chosen = [np.linspace(0, len(e) - 1, n).astype(int).tolist() for e, n in zip(self._tested, shares, strict=True)]
-        return [examples[index] for examples, indices in zip(self._tested, chosen, strict=True) for index in indices]
+        sizes = {name: len(examples) for name, examples in self._tested.items()}
+        shares = list(sizes.values()) if count is None else _shares(count, list(sizes.values()))
+        return {
+            name: Picked(self._tested[name].__getitem__, np.linspace(0, size - 1, share).astype(int).tolist())
+            for (name, size), share in zip(sizes.items(), shares, strict=True)
+            if share
+        }
 
     def fingerprint(self) -> str:
         return self._pool.fingerprint
@@ -149,23 +189,28 @@ def make_source(data: Any, seed: int, report_folder: Path | None = None) -> Exam
         return SyntheticSource(SyntheticTask(**dict(data.synthetic)), seed)
     names, weights = parse_sets(data.sets) if data.name == "sets" else (("jsonl",), None)
 
-    def read(split: str) -> Sets:
-        return {
-            name: _own(data, split, report_folder) if name == "jsonl" else _published(name, split, data)
-            for name in names
-        }
+    @functools.cache
+    def published(name: str, split: str) -> Sequence[Example]:
+        from medvr_jax.datasets import sets  # needs more packages than the user's own data
 
+        return sets.read_set(name, split, data_dir=data.data_dir, manual_dir=data.manual_dir, on_error=data.on_error)
+
+    def prepare(split: str) -> None:
+        for name in names:
+            if name != "jsonl":
+                published(name, split)
+
+    def read(split: str) -> Sets:
+        return {name: _own(data, split, report_folder) if name == "jsonl" else published(name, split) for name in names}
+
+    bounds = {name: data[f"filter_{name}"] for name in ("file", "rule", "minimum", "maximum")}
+    selection = Selection(**bounds, count=data.train_examples)
     return SetSource(
         read,
+        prepare=prepare,
         weights=weights,
         seed=seed,
-        selection=Selection(
-            file=data.filter_file,
-            rule=data.filter_rule,
-            minimum=data.filter_minimum,
-            maximum=data.filter_maximum,
-            count=data.train_examples,
-        ),
+        selection=selection,
         on_error=data.on_error,
         report_folder=report_folder,
     )
@@ -186,9 +231,3 @@ def _own(data: Any, split: str, report_folder: Path | None) -> list[Example]:
         look_at=data.check_images,
         report=report_folder and report_folder / f"{split}_file.jsonl",
     )
-
-
-def _published(name: str, split: str, data: Any) -> Sequence[Example]:
-    from medvr_jax.datasets import sets  # needs more packages than the user's own data
-
-    return sets.read_set(name, split, data_dir=data.data_dir, manual_dir=data.manual_dir, on_error=data.on_error)

@@ -1,1 +1,1 @@
-"""Measuring a policy: held-out accuracy and grounding."""
+"""Measuring policies and other models: who answers questions, by which rules answers are right, and the tables."""

@@ -23,7 +23,7 @@ _AT_ONCE = 64  # rows that are written together
 def evaluate_elsewhere(config: Any, workdir: str | Path) -> None:
     """Scores the answers, of an endpoint after asking for those that are not there yet; writes results and tables."""
     evaluate, folder = config.evaluate, evaluation_folder(config.evaluate, workdir)
-    questions = read_questions(config)
+    questions = read_questions(config, Path(workdir) / "faults")
     rows, provenance = (_from_file if evaluate.predictions_file else _from_endpoint)(evaluate, folder, questions)
     provenance["data"] = ", ".join(one.name for one in questions)
     table = write_results(folder, questions, rows, provenance, evaluate)

@@ -82,10 +82,11 @@ def samples(rows: Sequence[Row], rule: str) -> Figure:
 
 def majority(rows: Sequence[Row], rule: str) -> float:
     """Whether the most frequent answer of one question's samples is right; between equals the lot would decide, so that
-    each counts with its share. Samples without an answer do not vote."""
+    each counts with its share, and so does each wording of an answer. Samples without an answer do not vote."""
     votes = grouped((row for row in rows if row.get("prediction")), _said)
     most = max(map(len, votes.values()), default=0)
-    return float(np.mean([correct(group[0], rule) for group in votes.values() if len(group) == most])) if votes else 0.0
+    leading = [row for group in votes.values() if len(group) == most for row in group]
+    return float(np.mean([correct(row, rule) for row in leading])) if leading else 0.0
 
 
 def _said(row: Row) -> str:

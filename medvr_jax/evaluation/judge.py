@@ -40,16 +40,18 @@ def judge_open(
     """The rows with scores["judge"] where the question is open, and who judged when.
 
     Verdicts are kept in FOLDER/SET/judgements.jsonl as they come, so that nothing is asked twice. An empty answer is
-    wrong without being asked about.
+    wrong without being asked about; by `evaluate.failures` so is one that the judge says neither yes nor no to.
     """
-    judged, days = [], set()
+    judged, days, failed = [], set(), 0
     for one, found in zip(questions, rows, strict=True):
         asked = [row for row in found if row["answer_kind"] == "open" and _said(row)]
         verdicts = _verdicts(evaluate, folder / one.name, one, asked)
         days |= {verdict["date"] for verdict in verdicts.values()}
+        failed += sum("failed" in verdict for verdict in verdicts.values())
         judged.append([_with_verdict(row, verdicts) for row in found])
     count = sum("judge" in row["scores"] for found in judged for row in found)
-    return judged, {"model": evaluate.judge_model, "dates": sorted(days), "answers": count}
+    told = {"model": evaluate.judge_model, "dates": sorted(days), "answers": count}
+    return judged, told | ({"failed": failed} if failed else {})
 
 
 def _said(row: Row) -> str:
@@ -80,24 +82,32 @@ def _verdicts(evaluate: Any, folder: Path, questions: QuestionSet, rows: Sequenc
     def work(task: tuple[Key, str]) -> Row:
         (identity, sample), prompt = task
         reply = client.ask([user_message(prompt)], temperature=0.0, max_tokens=_LONGEST_VERDICT)
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        return {"id": identity, "sample": sample, "correct": verdict_of(reply.text), "said": reply.text, "date": today}
+        return _row((identity, sample), verdict_of(reply.text), said=reply.text)
 
     with RowFile(folder, list(by_key), identity, "judgements") as file:
         file.tell()
         with Progress(len(rows), file.count, f"judge {questions.name}") as progress:
             for (key, _), result in ask_all(tasks(), work, evaluate, _FIELD, stopping):
                 if isinstance(result, NoReply):
-                    failures.append(f"id {key[0]!r}: {result}")
+                    failures.append((key, str(result)))
                     continue
                 file.append([result])
                 progress.update(file.count)
-        if failures:
+        if failures and evaluate.failures == "refuse":
+            (first, _), why = failures[0]
             raise UserError(
                 f"{_FIELD}: {len(failures)} of {len(rows)} verdicts on {questions.name} did not come, the first for"
-                f" {failures[0]}; the others are kept, and the same command goes on from there"
+                f" id {first!r}: {why}; the others are kept: start again, or count these answers as wrong with"
+                " evaluate.failures=empty"
             )
+        file.append([_row(key, 0.0, failed=why) for key, why in failures])
         return {(row["id"], row["sample"]): row for row in file.finish()}
+
+
+def _row(key: Key, correct: float, **more: str) -> Row:
+    """A line of judgements.jsonl."""
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    return {"id": key[0], "sample": key[1], "correct": correct, "date": today} | more
 
 
 def verdict_of(text: str) -> float:

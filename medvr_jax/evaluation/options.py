@@ -49,6 +49,8 @@ def check_options(c: Mapping[str, Any]) -> None:
             f"evaluate.{name}: found {c[f'evaluate.{name}']} with evaluate.predictions_file, whose lines say what"
             " there is; leave it out"
         )
+    if file and c["evaluate.system"]:
+        raise UserError("evaluate.system: found a prompt, but the answers of evaluate.predictions_file are given")
     if (file or endpoint) and not c["evaluate.tools"]:
         raise UserError("evaluate.tools: found false, but answers from elsewhere use no tool of ours; leave it out")
     for url, model in (("endpoint", "model"), ("judge_endpoint", "judge_model")):
@@ -81,20 +83,27 @@ def predictions_of(folder: str | Path) -> Path:
 def evaluation_folder(evaluate: Any, workdir: str | Path) -> Path:
     """WORKDIR/evaluation for the plain evaluation; below it, for every other one, a folder with the name given or one
     that says what is different."""
-    folder = Path(workdir) / "evaluation" / (evaluate.name or _name(evaluate))
+    folder = Path(workdir) / "evaluation" / (evaluate.name or _name(evaluate, evaluate.tools))
     if list(folder.glob("*.manifest.json")):
         raise UserError(f"evaluate.name: {folder} holds the answers to a set; give another name")
     return folder
 
 
-def _name(evaluate: Any) -> str:
+def folder_without_tool(evaluate: Any, workdir: str | Path) -> Path | None:
+    """Of the evaluation that differs in nothing but that it forbids the tool; None where there is no such other."""
+    if evaluate.name or answered_elsewhere(evaluate) or not evaluate.tools:
+        return None
+    return Path(workdir) / "evaluation" / _name(evaluate, tools=False)
+
+
+def _name(evaluate: Any, tools: bool) -> str:
     """For instance "no_tools_8_samples_at_1"; empty for the plain evaluation."""
     parts = []
     if evaluate.predictions_file:
         parts.append(f"file_{_word(Path(evaluate.predictions_file).stem)}")
     elif evaluate.endpoint:
         parts.append(f"model_{_word(evaluate.model)}")
-    elif not evaluate.tools:
+    elif not tools:
         parts.append("no_tools")
     if evaluate.temperature:
         parts.append(f"{evaluate.samples}_samples_at_{evaluate.temperature:g}")

@@ -83,7 +83,9 @@ def _sets_of(record: Mapping[str, Any], questions: Sequence[QuestionSet], ids: S
     wanted, identity = record.get("dataset", ""), str(record["id"])
     names = [one.name for one in questions]
     if wanted:
-        return [index for index, name in enumerate(names) if name == wanted and identity in ids[index]]
+        # Rows of predictions.jsonl name the set without its variant.
+        named = [index for index, name in enumerate(names) if wanted in (name, name.partition("/")[0])]
+        return [index for index in named if identity in ids[index]]
     holding = [index for index, known in enumerate(ids) if identity in known]
     if len(holding) > 1:
         sets = " and ".join(names[index] for index in holding)

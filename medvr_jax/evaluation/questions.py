@@ -7,9 +7,10 @@ import hashlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
-from medvr_jax.datasets.example import Example
+from medvr_jax.datasets.example import Example, Picked
 from medvr_jax.datasets.source import make_source
 from medvr_jax.errors import UserError
 
@@ -21,10 +22,10 @@ class QuestionSet:
     """A named set of questions.
 
     Attributes:
-        name: as in `evaluate.sets`, for instance "slake/en"; `data.name` for the run's own.
+        name: as in `evaluate.sets` or `data.sets`, for instance "slake/en", or the run's `data.name`.
         examples: random access; a published set's records are decoded each time they are asked for.
         ids: of the examples, in order; no two are the same.
-        digest: of everything that the answers depend on.
+        digest: of everything that the rows of the answers hold or depend on.
     """
 
     name: str
@@ -37,27 +38,39 @@ class QuestionSet:
         return {identity: index for index, identity in enumerate(self.ids)}
 
 
-def read_questions(config: Any) -> list[QuestionSet]:
-    """The sets of `evaluate.sets`, or the run's own test questions where there are none."""
-    evaluate = config.evaluate
-    if not evaluate.sets:
-        count = evaluate.questions or config.data.test_examples
-        return [question_set(config.data.name, make_source(config.data, config.seed).test(count))]
-    found = [question_set(name, _first(_published(name, config), evaluate.questions)) for name in evaluate.sets]
-    _refuse_shared(found)
-    return found
+def read_questions(config: Any, report_folder: Path | None = None) -> list[QuestionSet]:
+    """The sets of `evaluate.sets`, or the run's own test questions where there are none, set by set.
+
+    `report_folder` is where what is wrong with the latter is listed.
+    """
+    if config.evaluate.sets:
+        found = published_questions(config)
+    else:
+        count = config.evaluate.questions or config.data.test_examples
+        found = make_source(config.data, config.seed, report_folder).test_sets(count)
+    questions = [question_set(name, examples) for name, examples in found.items()]
+    _refuse_shared(questions, "evaluate.sets" if config.evaluate.sets else "data.sets")
+    return questions
 
 
-def _refuse_shared(questions: Sequence[QuestionSet]) -> None:
+def published_questions(config: Any) -> dict[str, Sequence[Example]]:
+    """The sets of `evaluate.sets` by name, as many questions of each as are wanted."""
+    found = {name: _published(name, config) for name in config.evaluate.sets}
+    most = config.evaluate.questions
+    return {
+        name: Picked(examples.__getitem__, range(min(most, len(examples)))) if most else examples
+        for name, examples in found.items()
+    }
+
+
+def _refuse_shared(questions: Sequence[QuestionSet], field: str) -> None:
     """UserError where two variants of a set share a question: the tables would count it once, or not know which."""
     seen: dict[tuple[str, str], str] = {}
     for one in questions:
         for identity in one.ids:
             first = seen.setdefault((one.name.partition("/")[0], identity), one.name)
             if first != one.name:
-                raise UserError(
-                    f"evaluate.sets: {first} and {one.name} share the question {identity!r}; give one of them"
-                )
+                raise UserError(f"{field}: {first} and {one.name} share the question {identity!r}; give one of them")
 
 
 def question_set(name: str, examples: Sequence[Example]) -> QuestionSet:
@@ -83,7 +96,9 @@ def looked_through(examples: Sequence[Example]) -> Iterator[list[Example]]:
 
 def _parts(example: Example) -> Iterator[bytes]:
     """An image in a file is known by its name and size."""
-    yield from (text.encode() for text in (example.id, example.question_text(), example.answer, example.answer_kind))
+    texts = (example.id, example.question_text(), example.answer, example.answer_kind)
+    told = (example.dataset, example.modality, example.question_type, example.language, repr(example.boxes))
+    yield from (text.encode() for text in texts + told)
     for image in example.images:
         yield image if isinstance(image, bytes) else f"{os.path.basename(image)} {os.path.getsize(image)}".encode()
 
@@ -93,24 +108,10 @@ def _published(name: str, config: Any) -> Sequence[Example]:
 
     data = config.data
     return sets.read_set(
-        name, config.evaluate.split, data_dir=data.data_dir, manual_dir=data.manual_dir, on_error=data.on_error
+        name,
+        config.evaluate.split,
+        data_dir=data.data_dir,
+        manual_dir=data.manual_dir,
+        on_error=data.on_error,
+        field="evaluate.sets",
     )
-
-
-class _First(Sequence):
-    """The first of a sequence, still read as needed."""
-
-    def __init__(self, examples: Sequence[Example], count: int) -> None:
-        self._examples, self._count = examples, min(count, len(examples))
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        return self._examples[index]
-
-
-def _first(examples: Sequence[Example], count: int) -> Sequence[Example]:
-    return _First(examples, count) if count else examples

@@ -34,12 +34,14 @@ def write_results(
     rows: Sequence[Sequence[Row]],
     provenance: Mapping[str, Any],
     evaluate: Any,
+    without_tool: Path | None = None,
 ) -> Path:
     """Writes predictions.jsonl, results.json, table.md and the tables of `tables.py`; returns table.md.
 
     Args:
         rows: of each set, in order.
         provenance: whose answers they are and how they came about; `policy` is the name.
+        without_tool: folder of the same evaluation with the tool forbidden, if there is to be one.
     """
     provenance = dict(provenance)
     if evaluate.judge_endpoint:
@@ -53,8 +55,15 @@ def write_results(
     write_atomically(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / "table.md", _table(results))
     others = {name: read_rows(predictions_of(name)) for name in evaluate.compare_with}
-    without = _without_tool(folder, results)
-    write_tables(folder, everything, model=provenance["policy"], others=others, without_tool=without)
+    without = _without_tool(without_tool, results) if without_tool else None
+    write_tables(
+        folder,
+        everything,
+        model=provenance["policy"],
+        others=others,
+        without_tool=without,
+        judge=_judge(provenance.get("judge")),
+    )
     return folder / "table.md"
 
 
@@ -85,13 +94,18 @@ def _scores(rows: Sequence[Row]) -> dict[str, Any]:
     return {"questions": len({row["id"] for row in rows})} | {rule: _mean(rows, rule) for rule in RULES}
 
 
+def _judge(told: Mapping[str, Any] | None) -> str:
+    """Name and dates of a judge; empty without one."""
+    return f"{told['model']}, {', '.join(told['dates'])}" if told else ""
+
+
 def _without_tool(folder: Path, results: Mapping[str, Any]) -> list[Row] | None:
-    """The answers of the same policy with the tool forbidden, if they lie in the folder below this one."""
-    file = folder / "no_tools" / "results.json"
-    if "weights" not in results or not file.is_file():
+    """The answers with the tool forbidden, if they are there and of the same weights."""
+    file = folder / "results.json"
+    if not file.is_file():
         return None
     other = json.loads(file.read_text(encoding="utf-8"))
-    if other.get("weights") != results.get("weights"):
+    if other.get("weights") != results["weights"]:
         return None
     return read_rows(file.with_name("predictions.jsonl"))
 

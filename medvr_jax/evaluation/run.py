@@ -21,7 +21,7 @@ from medvr_jax.configuration import leaves
 from medvr_jax.datasets.example import Example
 from medvr_jax.evaluation.answers import Answer, Batch, answer, make_batches
 from medvr_jax.evaluation.greedy import make_prediction
-from medvr_jax.evaluation.options import evaluation_folder
+from medvr_jax.evaluation.options import evaluation_folder, folder_without_tool
 from medvr_jax.evaluation.policy import PolicyWeights, find_weights, load_weights
 from medvr_jax.evaluation.questions import QuestionSet, looked_through, read_questions
 from medvr_jax.evaluation.records import make_row, of_policy
@@ -42,7 +42,7 @@ def evaluate(config: Any, workdir: str | Path) -> None:
     """Answers what is not answered yet, then writes results and tables."""
     config = _of_evaluation(config)
     with distributed.together():  # a published set may have to be prepared first, by one process
-        questions = read_questions(config) if distributed.is_main() else []
+        questions = read_questions(config, Path(workdir) / "faults") if distributed.is_main() else []
     with distributed.together():
         questions = questions or read_questions(config)
     weights = find_weights(config, workdir)
@@ -60,11 +60,12 @@ def evaluate(config: Any, workdir: str | Path) -> None:
         "policy": weights.name,
         "step": weights.step,
         "weights": weights.fingerprint,
-        "data": config.data.name if not config.evaluate.sets else ", ".join(config.evaluate.sets),
+        "data": ", ".join(one.name for one in questions),
         "decoding": _decoding(config.evaluate),
         "tools": list(config.rollout.tools),
     }
-    table = write_results(folder, questions, rows, provenance, config.evaluate)
+    without_tool = folder_without_tool(config.evaluate, workdir)
+    table = write_results(folder, questions, rows, provenance, config.evaluate, without_tool)
     print(f"evaluated {weights.name}: {table}")
 
 

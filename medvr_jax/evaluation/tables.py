@@ -38,6 +38,7 @@ def write_tables(
     model: str = "policy",
     others: Mapping[str, Sequence[Row]] | None = None,
     without_tool: Sequence[Row] | None = None,
+    judge: str = "",
     bootstrap: Bootstrap | None = None,
 ) -> dict[str, Any]:
     """Writes tables.json and tables.md, and returns what the former holds.
@@ -46,8 +47,9 @@ def write_tables(
         rows: the answers of the run that the tables are about; `model` is its name.
         others: answers of other models or runs by their names: more lines of the main table, compared in pairs.
         without_tool: the same policy's answers with the tool forbidden.
+        judge: who judged the open questions, and when.
     """
-    tables = make_tables(rows, model=model, others=others, without_tool=without_tool, bootstrap=bootstrap)
+    tables = make_tables(rows, model=model, others=others, without_tool=without_tool, judge=judge, bootstrap=bootstrap)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tables.json").write_text(json.dumps(tables, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -61,6 +63,7 @@ def make_tables(
     model: str = "policy",
     others: Mapping[str, Sequence[Row]] | None = None,
     without_tool: Sequence[Row] | None = None,
+    judge: str = "",
     bootstrap: Bootstrap | None = None,
 ) -> dict[str, Any]:
     """All figures of a run as one JSON object; what the rows say nothing about is left out."""
@@ -78,6 +81,7 @@ def make_tables(
         "answers": len(rows),
         "questions": len(grouped(rows, question_of)),
         "bootstrap": dataclasses.asdict(bootstrap),
+        "judge": judge,
         "rules": {
             rule: {
                 "main": {name: _main(run, rule, bootstrap) for name, run in runs.items() if rule in rules_of(run)},

@@ -11,20 +11,20 @@ _RULES = {
     "medevalkit": "As the published numbers were scored, guesses included; to stand beside them.",
     "strict": "Only what an answer says without doubt.",
 }
-_JUDGED = "Open questions by the verdict of the judge, the others by the rule."
+_JUDGED = "Open questions by the verdict of the judge ({judge}), the others by the rule."
 _NONE = "–"
 
 
 def page(tables: dict[str, Any], main_table: Sequence[Sequence[tuple[str, str]]]) -> str:
     """All tables of a run; `main_table` are the columns (name, title) of the main table, group by group."""
-    drawn = tables["bootstrap"]
+    drawn, judged = tables["bootstrap"], _JUDGED.format(judge=_cell(tables["judge"]))
     parts = [
         f"# {tables['model']}",
         f"{tables['answers']} answers to {tables['questions']} questions. Accuracies are percentages; in brackets the "
         f"{100 * drawn['level']:g} % interval, drawn by question ({drawn['repeats']} times, seed {drawn['seed']}).",
     ]
     for rule, found in tables["rules"].items():
-        parts += [f"## Rule `{rule}`", _RULES.get(rule, _JUDGED), *_of_rule(found, main_table)]
+        parts += [f"## Rule `{rule}`", _RULES.get(rule, judged), *_of_rule(found, main_table)]
     if tables["tool_use"]:
         parts += ["## The tool", _tool_use(tables["tool_use"])]
     if tables["grounding"]:

@@ -191,8 +191,7 @@ def main() -> None:
     """Reads the command line."""
     parser = tables.parser(__doc__)
     parser.add_argument("--groups", type=int, default=256)
-    arguments = parser.parse_args()
-    models.prepare_process(arguments.keep_memory)
+    arguments = models.start(parser)
     run(arguments.groups, arguments.runs, arguments.output)
 
 

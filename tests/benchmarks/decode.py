@@ -174,8 +174,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=64)
     parser.add_argument("--prompt_tokens", type=int, default=1001)
     parser.add_argument("--static", action=argparse.BooleanOptionalAction, default=True)
-    arguments = parser.parse_args()
-    models.prepare_process(arguments.keep_memory)
+    arguments = models.start(parser)
     run(
         arguments.model.split(","), arguments.runs, arguments.steps, arguments.prompt_tokens, arguments.output,
         arguments.static,

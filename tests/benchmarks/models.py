@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import os
@@ -180,12 +181,14 @@ def make_encoder(folder: Path, *, prompt_side: int, crop_side: int, system: str 
     )
 
 
-def prepare_process(keep_memory: bool = False) -> None:
-    """Memory settings of a benchmark's process, for both sides; call before the first use of jax.
+def start(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command's arguments, and the memory settings of its process, for both sides; before the first use of jax.
 
-    On a GPU jax takes memory as it needs it. With `keep_memory`, malloc keeps its memory, as under
+    On a GPU jax takes memory as it needs it. With `--keep_memory`, malloc keeps its memory, as under
     `launch/quickstart.sh`: glibc reads these settings at its start, so the script is started again with them.
     """
+    arguments = parser.parse_args()
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    if keep_memory and not MALLOC.keys() <= os.environ.keys():
+    if arguments.keep_memory and not MALLOC.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], MALLOC | os.environ)
+    return arguments

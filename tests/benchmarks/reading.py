@@ -203,8 +203,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=100_000, help="of the stream; 0 = none")
     parser.add_argument("--floor", type=float, default=300.0, help="images per second and core that are asked for")
     parser.add_argument("--stream", default=None, help="folder with a stream to read, and nothing else")
-    arguments = parser.parse_args()
-    models.prepare_process(arguments.keep_memory)
+    arguments = models.start(parser)
     if arguments.stream:
         print(json.dumps(stream(Path(arguments.stream), arguments.examples)))
         return

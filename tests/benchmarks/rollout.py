@@ -223,8 +223,7 @@ def main() -> None:
     parser.add_argument("--prompt_tokens", type=int, default=1001, help="P + 1")
     parser.add_argument("--trajectories", type=int, default=16, help="M")
     parser.add_argument("--sampled", type=int, default=64, help="tokens of each turn")
-    arguments = parser.parse_args()
-    models.prepare_process(arguments.keep_memory)
+    arguments = models.start(parser)
     run(
         arguments.model.split(","), arguments.runs, arguments.output, slots=arguments.trajectories,
         prompt_tokens=arguments.prompt_tokens, sampled=arguments.sampled,

@@ -178,8 +178,7 @@ def main() -> None:
     parser.add_argument("--model", default="small", choices=models.NAMES, help="of the axes but 'model'")
     parser.add_argument("--axes", default=",".join(AXES), help="of M, P, T, images, model")
     parser.add_argument("--of", default="rollout,update", help="what to measure")
-    arguments = parser.parse_args()
-    models.prepare_process(arguments.keep_memory)
+    arguments = models.start(parser)
     axes = {name: AXES[name] for name in arguments.axes.split(",")}
     run(Case(arguments.model), axes, arguments.runs, arguments.output, tuple(arguments.of.split(",")))
 

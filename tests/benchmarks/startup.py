@@ -105,8 +105,7 @@ def main() -> None:
     parser = tables.parser(__doc__)
     parser.add_argument("--config", default="configs/tiny_cpu.py")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds after which a run has failed")
-    arguments = parser.parse_args()
-    models.prepare_process(arguments.keep_memory)  # the runs inherit its settings
+    arguments = models.start(parser)  # the runs inherit its settings
     run(arguments.config, arguments.runs, arguments.output, arguments.limit)
 
 

@@ -186,8 +186,7 @@ def main() -> None:
     parser.add_argument("--response", type=int, default=256, help="T")
     parser.add_argument("--image_side", type=int, default=728, help="pixels of the image as the model sees it")
     parser.add_argument("--no_autocast", action="store_true", help="leave the peer's bfloat16 column out")
-    arguments = parser.parse_args()
-    models.prepare_process(arguments.keep_memory)
+    arguments = models.start(parser)
     run(
         arguments.model, arguments.runs, prompt=arguments.prompt, slots=arguments.trajectories,
         prompt_tokens=arguments.prompt_tokens, response=arguments.response, observation=80,

@@ -79,6 +79,12 @@ def test_gemex(tmp_path: Path) -> None:
     assert open_["boxes"] == [[0, 0, 0.25, 0.25]] and open_["answer"] == "Edema"
 
 
+def test_tables_with_too_few_columns(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("Image Index\n1_0.png\n")
+    count, faults = convert.convert("chestxray8", tmp_path / "table.csv", tmp_path, tmp_path / "out.jsonl")
+    assert count == 0 and faults.counts() == {"not_csv": 1}
+
+
 def test_the_command_and_its_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="isic: no such file or folder"):
         convert.convert("isic", tmp_path / "none", tmp_path, tmp_path / "out.jsonl")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,16 @@ from tests.datasets.samples import encoded, picture, write_slake
 
 def example(identity: str, *images: bytes | Path) -> Example:
     return Example(identity, images, "What?", (), "so", "open")
+
+
+def compared(
+    train: Sequence[Example],
+    test: Sequence[Example],
+    threshold: int = leaks.THRESHOLD,
+    names: tuple[str, str] = ("", ""),
+) -> leaks.LeakReport:
+    hashed = [leaks.hash_images(examples, name) for examples, name in zip((train, test), names, strict=True)]
+    return leaks.find_leaks(*hashed, threshold)
 
 
 def large(seed: int) -> Image.Image:
@@ -39,7 +50,7 @@ def train_and_test() -> tuple[list[Example], list[Example]]:
 
 
 def test_planted_copies_and_no_others() -> None:
-    report = leaks.find_leaks(*train_and_test())
+    report = compared(*train_and_test())
     found = [(leak.kind, leak.test_ids, leak.train_ids) for leak in report.leaks]
     assert found == [
         ("file", ("test-0",), ("train-0", "train-again")),
@@ -73,31 +84,47 @@ def test_copies_are_near_and_others_far() -> None:
 
 def test_flat_pictures_are_compared_exactly() -> None:
     grey = [Image.new("L", (64, 64), level) for level in (10, 11, 200)]
-    report = leaks.find_leaks(
-        [example("a", encoded(grey[0]))], [example(str(n), encoded(g)) for n, g in enumerate(grey)]
-    )
+    report = compared([example("a", encoded(grey[0]))], [example(str(n), encoded(g)) for n, g in enumerate(grey)])
     assert [(leak.kind, leak.test_ids) for leak in report.leaks] == [("file", ("0",))]
+
+
+def test_images_are_counted_not_examples() -> None:
+    """Two leaking images of one example; of their 16 bits of grey PIL's own conversion would make plain white."""
+    found = []
+    for seed in range(4):
+        wide = np.asarray(large(seed), np.uint16) * 100 + 7
+        assert wide.max() > 2000
+        found.append(encoded(Image.fromarray(wide)))
+    report = compared(
+        [example("a", found[0]), example("b", found[1])], [example("t", *found[:3]), example("u", found[3])]
+    )
+    assert [(leak.kind, leak.test_ids, leak.train_ids) for leak in report.leaks] == [
+        ("file", ("t",), ("a",)),
+        ("file", ("t",), ("b",)),
+    ]
+    assert (report.leaking_images, report.test_images, report.leaking_ids()) == (2, 4, ("t",))
+    assert report.summary().startswith("2 of 4 test images, and with them 1 of 2 questions (50.0 %), are among the 2")
 
 
 def test_no_leak_no_image_and_broken_images(tmp_path: Path) -> None:
     train = [example("none"), example("broken", b"broken"), example("gone", tmp_path / "gone.png")]
-    report = leaks.find_leaks(train, [example("t", encoded(large(0)))])
+    report = compared(train, [example("t", encoded(large(0)))])
     assert not report.leaks and [fault.kind for fault in report.faults] == ["broken_image", "missing_image"]
-    assert not leaks.find_leaks([], []).leaks
+    assert not compared([], []).leaks
     cut = encoded(large(0), "JPEG")[:-300]
-    assert [fault.kind for fault in leaks.find_leaks([example("cut", cut)], []).faults] == ["broken_image"]
+    assert [fault.kind for fault in compared([example("cut", cut)], []).faults] == ["broken_image"]
 
 
 def test_chunks_and_thresholds_change_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = train_and_test()
-    whole = leaks.find_leaks(train, test)
+    whole = compared(train, test)
     monkeypatch.setattr(leaks, "_CHUNK", 3)
-    assert leaks.find_leaks(train, test) == whole
-    assert leaks.find_leaks(train, test, threshold=0).counts() != whole.counts()
+    assert compared(train, test) == whole
+    assert compared(train, test, threshold=0).counts() != whole.counts()
 
 
 def test_reports(tmp_path: Path) -> None:
-    report = leaks.find_leaks(*train_and_test(), train_name="slake/all train", test_name="slake/en test")
+    report = compared(*train_and_test(), names=("slake/all train", "slake/en test"))
     markdown, everything = leaks.write_leaks(tmp_path / "report", report)
     text = markdown.read_text()
     assert "4 of 20 test images, and with them 4 of 20 questions (20.0 %)" in text
@@ -119,6 +146,6 @@ def test_slake_leaks_through_chinese_training_questions(tmp_path: Path) -> None:
     write_slake(tmp_path / "manual/slake")
     folders = {"data_dir": tmp_path / "prepared", "manual_dir": tmp_path / "manual"}
     test = read_set("slake/en", "test", **folders)
-    assert not leaks.find_leaks(read_set("slake/en", "train", **folders), test).leaks
-    report = leaks.find_leaks(read_set("slake/all", "train", **folders), test)
+    assert not compared(read_set("slake/en", "train", **folders), test).leaks
+    report = compared(read_set("slake/all", "train", **folders), test)
     assert [(leak.kind, leak.test_ids, leak.train_ids) for leak in report.leaks] == [("file", ("4", "5"), ("1", "2"))]

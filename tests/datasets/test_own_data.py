@@ -90,6 +90,7 @@ def test_answers_keep_their_kind(folder: Path, tmp_path: Path) -> None:
         {"image": "a.png", "question": "Which?", "answer": "a", "options": ["A", "a"]},
         {"image": "a.png", "question": "Which?", "answer": "A", "options": ["B", "A"]},
         {"image": "a.png", "question": "How many?", "answer": 2.5},
+        {"image": "a.png", "question": "有病变吗?", "answer": "没有", "language": "zh"},
     ]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\r\n" for line in lines)
     file.write_bytes(b"\xef\xbb\xbf" + text.encode())
@@ -100,6 +101,7 @@ def test_answers_keep_their_kind(folder: Path, tmp_path: Path) -> None:
         ("B", "choice"),
         ("B", "choice"),
         ("2.5", "open"),
+        ("没有", "yes_no"),
     ]
     assert (found[0].language, found[0].question_type, found[1].language) == ("zh", "abnormality", "en")
 
@@ -249,8 +251,9 @@ def run_main(file: Path, images: Path, workdir: Path, *arguments: str) -> subpro
         "test_examples": 8, "evaluation_batch": 8,
     }  # fmt: skip
     command = [sys.executable, "-m", "medvr_jax.main", f"--config={REPOSITORY}/configs/tiny_cpu.py:text"]
-    command += [f"--workdir={workdir}", "--config.steps=2", "--config.mesh.host_devices=1", *arguments]
+    command += [f"--workdir={workdir}", "--config.steps=1", "--config.mesh.host_devices=1", *arguments]
     command += ["--config.rollout.trajectories=2", "--config.export_at_end=false"]
+    command += ["--config.prompt.sizes=1", "--config.rollout.response_length=16"]  # few programs
     command += [f"--config.data.{name}={value}" for name, value in settings.items()]
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), JAX_PLATFORMS="cpu")
     return subprocess.run(command, cwd=workdir.parent, env=environment, capture_output=True, text=True, timeout=600)
@@ -274,4 +277,4 @@ def test_skipping_faults_trains_on_the_rest(large: tuple[Path, dict[int, str]], 
         listed = (tmp_path / "run" / "faults" / f"{split}_file.jsonl").read_text().splitlines()
         assert len(listed) == len(expected)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [0, 1, 2] and all(np.isfinite(row["train/loss"]) for row in rows[:2])
+    assert [row["step"] for row in rows] == [0, 1] and np.isfinite(rows[0]["train/loss"])

@@ -60,7 +60,7 @@ def test_faults_of_omnimedvqa(tmp_path: Path) -> None:
         "missing_image": 1,
         "missing_id": 1,
         "broken_image": 1,
-        "not_json": 1,
+        "not_object": 1,
     }
     assert "Chest CT Scan.json, record 1, question_id Chest CT Scan_0000: answer 'Melanoma' is none of" in lines
     assert "record 13" in lines and "Images/none.png" in lines
@@ -82,7 +82,7 @@ def test_repeated_ids_keep_the_first(tmp_path: Path) -> None:
     path.write_text(path.read_text() + path.read_text().splitlines()[2] + "\n{}\nnot JSON\n[]\n")
     ids, faults = read("medxpertqa_mm", tmp_path, "test")
     assert ids == [f"MM-{number}" for number in range(6)]
-    assert faults.counts() == {"not_json": 2, "missing_id": 1, "repeated_id": 1}
+    assert faults.counts() == {"not_json": 1, "not_object": 1, "missing_id": 1, "repeated_id": 1}
     assert "already used by test.jsonl:3" in faults.list[0].message and faults.list[0].where.startswith("test.jsonl:7")
 
 
@@ -93,7 +93,7 @@ def test_medxpertqa_labels_options_and_images(tmp_path: Path) -> None:
     records[0]["label"] = "F"
     records[1]["options"] = {"A": "one", "C": "other"}
     records[2]["images"] = []
-    records[3]["images"] = "MM-3-a.jpeg"
+    records[3]["images"] = ["MM-3-a.jpeg", 7]
     (tmp_path / "images/MM-4-c.jpeg").unlink()
     samples.write_lines(path, records)
     ids, faults = read("medxpertqa_mm", tmp_path, "test")

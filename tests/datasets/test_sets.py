@@ -114,6 +114,23 @@ def test_faults_are_refused_or_left_out_and_listed(tmp_path: Path) -> None:
         read_set("path_vqa", "test", **folders(tmp_path))
 
 
+def test_images_that_end_too_early_are_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their headers are whole; all of each image is read before anything is written."""
+    folder = write("pmc_vqa", tmp_path)
+    rows = _rows(folder / "test_2.csv")
+    image = folder / "figures" / rows[0]["Figure_path"]
+    image.write_bytes(image.read_bytes()[:-40])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_set("pmc_vqa", "test", **folders(tmp_path))
+    prepared = read_set("pmc_vqa", "test", on_error="skip", **folders(tmp_path))
+    sound = [f"test_2-{n}" for n, row in enumerate(rows) if row["Figure_path"] != rows[0]["Figure_path"]]
+    assert prepared.ids == [example.id for example in prepared] == sound and len(sound) < len(rows)
+    said = capsys.readouterr().out
+    assert "left out: " in said and "broken_image" in (tmp_path / "prepared/pmc_vqa/v2/faults.jsonl").read_text()
+    read_set("pmc_vqa", "test", on_error="skip", **folders(tmp_path))
+    assert "faulty records, listed in" in capsys.readouterr().out  # every time
+
+
 def test_a_fault_seen_from_two_splits_is_one_fault(tmp_path: Path) -> None:
     folder = tmp_path / "manual/omnimedvqa"
     written = samples.write_omnimedvqa(folder)

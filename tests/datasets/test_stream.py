@@ -164,6 +164,20 @@ def test_test_questions_are_shared_out_over_the_sets(published: dict) -> None:
     assert names(source.test(8)) == [("large", str(i)) for i in (0, 7, 14, 21, 29)] + [("small", "0"), ("small", "1"), ("small", "2")]  # fmt: skip  # noqa: E501
     assert len(source.test(33)) == len(source.test(1000)) == 33
     assert names(source.test(8)) == names(make_source(section("large", "small/en"), seed=9).test(8))
+    by_set = source.test_sets(8)
+    assert {name: names(examples) for name, examples in by_set.items()} == {
+        "large": names(source.test(8))[:5],
+        "small/en": names(source.test(8))[5:],
+    }
+    assert list(map(len, source.test_sets().values())) == [30, 3] and list(source.test_sets(1)) == ["large"]
+
+
+def test_what_is_learned_is_every_question_of_the_stream(published: dict, tmp_path: Path) -> None:
+    file = str(scoring_pass(tmp_path, graded(published)))
+    source = make_source(section("large", "small/en", filter_file=file), seed=0)
+    learned = source.learned()
+    assert sorted(e.id for e in learned) == sorted(e.id for e in source.train(0, len(learned)))
+    assert len(learned) == 42
 
 
 def test_the_survey_reads_every_question_once(published: dict) -> None:
@@ -362,6 +376,8 @@ def test_the_recipe_of_the_selection(tmp_path: Path) -> None:
     assert (data.name, data.sets, data.train_examples) == ("sets", ("omnimedvqa",), 36_000)
     assert (data.filter_minimum, data.filter_maximum, data.filter_rule) == (0.0, 1.0, "strict")
     assert config.rewards.tool == "consensus" and config.data.prompts_per_step == 256
+    with pytest.raises(UserError, match="data.filter_file: 'runs/scoring/.*predictions.jsonl' is not a file"):
+        load_config("configs/omnimedvqa_36k.py", [("model.path", str(TINY))])  # never all questions unasked
     assert load_config("configs/omnimedvqa_36k.py", [*overrides, ("data.sets", "a:1,b/c:2")]).data.sets == (
         "a:1",
         "b/c:2",
@@ -379,6 +395,10 @@ def test_the_recipe_of_the_selection(tmp_path: Path) -> None:
         ({"data__train_examples": 5}, "data.train_examples: found 5 with data.name = 'synthetic'"),
         ({"data__name": "sets", "data__sets": "slake", "data__filter_file": "none.jsonl"}, "data.filter_file: 'none"),
         ({"data__filter_minimum": 0.5, "data__filter_maximum": 0.5}, "data.filter_minimum: found 0.5"),
+        (
+            {"data__name": "sets", "data__sets": "slake", "data__filter_rule": "medevalkit"},
+            "data.filter_rule: found 'medevalkit' without data.filter_file",
+        ),
     ],
 )
 def test_fields_that_do_not_fit(fields: dict[str, object], message: str) -> None:

@@ -299,12 +299,21 @@ def test_a_judge_of_open_questions(tmp_path: Path) -> None:
     assert [len(date) for date in results["judge"]["dates"]] == [10]
     rules = json.loads((folder_of(tmp_path / "run") / "tables.json").read_text())["rules"]
     assert set(rules) == {"medevalkit", "strict", "medevalkit + judge", "strict + judge"}
+    (day,) = results["judge"]["dates"]
+    page = (folder_of(tmp_path / "run") / "tables.md").read_text()
+    assert page.count(f"by the verdict of the judge (judge-1, {day})") == 2
 
 
 def test_a_judge_that_does_not_judge(tmp_path: Path) -> None:
     with serving(lambda request: "Yes and no.") as server:
         with pytest.raises(UserError, match=r"3 of 3 verdicts on jsonl did not come.*'Yes and no.', which is neither"):
             judged(tmp_path, server.url, retries=0)
+        rows = judged(tmp_path, server.url, retries=0, failures="empty")
+        asked = len(server.requests)
+        assert judged(tmp_path, server.url, retries=0, failures="empty") == rows and len(server.requests) == asked
+    assert [row["scores"].get("judge") for row in rows] == [{"correct": 0.0}] * 4 + [None]
+    results = json.loads((folder_of(tmp_path / "run") / "results.json").read_text())
+    assert (results["judge"]["answers"], results["judge"]["failed"]) == (4, 3)
 
 
 def test_contradictions_in_the_options(tmp_path: Path) -> None:
@@ -319,6 +328,7 @@ def test_contradictions_in_the_options(tmp_path: Path) -> None:
         ({"predictions_file": "a", "endpoint": "http://a/v1", "model": "m"}, "as well as evaluate.endpoint"),
         ({"predictions_file": "a", "samples": 2, "temperature": 1}, "evaluate.samples: found 2 with"),
         ({"predictions_file": "/nowhere"}, "evaluate.predictions_file: '/nowhere' is not a file"),
+        ({"predictions_file": "a", "system": "Be brief."}, "evaluate.system: found a prompt"),
         ({"sets": "vqa_rad,vqa_rad"}, "evaluate.sets: found 'vqa_rad' 2 times"),
         ({"split": "train"}, "evaluate.split: found 'train' without evaluate.sets"),
         ({"sets": "../x"}, "evaluate.sets: found '../x'"),

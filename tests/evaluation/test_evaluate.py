@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,36 @@ import jax
 import numpy as np
 import pytest
 import torch
+from jax.experimental.compilation_cache import compilation_cache
 from transformers import AutoConfig, Qwen2VLForConditionalGeneration
 
-from medvr_jax import assembly
+from medvr_jax import assembly, programs
 from medvr_jax.configuration import load_config
 from medvr_jax.datasets.synthetic import SyntheticTask
 from medvr_jax.evaluation import questions, run
 from medvr_jax.inputs.chat import encode_prompt
 from medvr_jax.training.checkpoints import Checkpoints
-from medvr_jax.training.loop import train
-from medvr_jax.training.trainer import Trainer
+from medvr_jax.training.trainer import Trainer, make_train_state
 from medvr_jax.workdir import prepare_workdir, saved_config
 from tests.tiny_run import SMALL, small_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = REPOSITORY / "medvr_jax" / "assets" / "tiny"
 FILES = ("predictions.jsonl", "results.json", "table.md", "tables.json", "synthetic/predictions.jsonl")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Programs are kept, since the same ones are made again and again; the environment of processes that share them."""
+    names = ("jax_compilation_cache_dir", *(name for name, _ in programs._KEEP_ALL))
+    before = {name: jax.config.values[name] for name in names}
+    folder = programs.keep_programs(str(tmp_path_factory.mktemp("cache")))
+    compilation_cache.reset_cache()  # jax looks for a folder once
+    kept = {programs.FOLDER_VARIABLE: str(folder), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    yield os.environ | kept | {"JAX_PLATFORMS": "cpu"}
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def evaluate(workdir: Path, variant: str = "full", **overrides: object) -> list[dict[str, Any]]:
@@ -52,14 +68,6 @@ def results_of(folder: Path) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------ killed and started again
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which what is compiled once is kept: the same programs are started again and again."""
-    folder = str(tmp_path_factory.mktemp("cache"))
-    kept = {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return os.environ | kept | {"JAX_PLATFORMS": "cpu"}
 
 
 def start(workdir: Path, environment: dict[str, str], changes: dict[str, object]) -> subprocess.Popen:
@@ -138,7 +146,7 @@ def test_equals_the_evaluation_during_training(plain: Path) -> None:
     assert {name: results[name] for name in summary} == summary
 
 
-def test_box_entropies_are_those_of_float64(plain: Path) -> None:
+def test_box_entropies_are_in_the_tables(plain: Path) -> None:
     """Sure and unsure zooms differ, and the tables correlate them with the IoU."""
     values = [value for row in rows_of(plain / "evaluation") for value in row["box_entropy"]]
     assert np.std(values) > 0.01
@@ -166,15 +174,15 @@ def test_the_tool_forbidden(plain: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_samples_do_not_depend_on_batches(tmp_path: Path) -> None:
-    sampled = {"evaluate__samples": 4, "evaluate__temperature": 1.0, "data__test_examples": 24}
+    sampled = {"evaluate__samples": 4, "evaluate__temperature": 1.0, "data__test_examples": 16}
     first = evaluate(tmp_path / "a", data__evaluation_batch=8, **sampled)
-    second = evaluate(tmp_path / "b", data__evaluation_batch=24, **sampled)
+    second = evaluate(tmp_path / "b", data__evaluation_batch=16, **sampled)
     assert [(row["id"], row["sample"]) for row in first] == [
-        (SyntheticTask().example("test", index).id, sample) for index in range(24) for sample in range(4)
+        (SyntheticTask().example("test", index).id, sample) for index in range(16) for sample in range(4)
     ]
     assert [row["texts"] for row in first] == [row["texts"] for row in second]
-    assert len({tuple(row["texts"]) for row in first}) > 48  # they do differ
-    other = evaluate(tmp_path / "c", data__evaluation_batch=24, **sampled, seed=1)
+    assert len({tuple(row["texts"]) for row in first}) > 32  # they do differ
+    other = evaluate(tmp_path / "c", data__evaluation_batch=16, **sampled, seed=1)
     assert [row["texts"] for row in second] != [row["texts"] for row in other]
     tables = json.loads((tmp_path / "a/evaluation/4_samples_at_1/tables.json").read_text())
     figures = tables["rules"]["strict"]["samples"]["synthetic"]
@@ -221,32 +229,31 @@ def test_several_sets_in_batches_of_like_size(
 
 
 def test_another_checkpoint_starts_afresh(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Step by step, and when a run is trained anew into the same folder."""
-    changes = {"steps": 1, "checkpoint_every": 1, "data__prompts_per_step": 8, "export_at_end": False}
-    config = small_config(**changes, optimizer__schedule="constant", rollout__trajectories=4)
-    train(config, tmp_path)
+    """Step by step, and when other weights have the same step."""
+    config = small_config("text", data__prompts_per_step=8, rollout__response_length=16)
+    state, _ = make_train_state(assembly.assemble(config, splits=()))
+
+    def save(step: int, change: float) -> None:
+        trainable = jax.tree.map(lambda kernel: kernel + change, state.trainable)
+        with contextlib.closing(Checkpoints(tmp_path, 2)) as checkpoints:
+            checkpoints.save(step, dataclasses.replace(state, trainable=trainable), {})
+
+    save(1, 0.0)
     run.evaluate(config, tmp_path)
     assert results_of(tmp_path / "evaluation")["policy"] == "step 1"
     first = rows_of(tmp_path / "evaluation")
-    longer = small_config(**changes | {"steps": 2}, optimizer__schedule="constant", rollout__trajectories=4)
-    train(longer, tmp_path)
+    save(2, 0.5)
     capsys.readouterr()
-    run.evaluate(longer, tmp_path)
+    run.evaluate(config, tmp_path)
     assert "started afresh, as policy was 'step 1', now 'step 2'" in capsys.readouterr().out
     assert results_of(tmp_path / "evaluation")["step"] == 2
+    second = rows_of(tmp_path / "evaluation")
+    assert [row["texts"] for row in second] != [row["texts"] for row in first]  # it is the newest that answers
     former = (tmp_path / "evaluation/synthetic/predictions.former.jsonl").read_text()
     assert [json.loads(line) for line in former.split("\n")[:-1]] == first
-    # The same step of other weights.
-    checkpoints = Checkpoints(tmp_path, 2)
-    state, metadata = checkpoints.restore(2, Trainer(assembly.assemble(longer)).state)
-    checkpoints.close()
     shutil.rmtree(tmp_path / "checkpoints")
-    checkpoints = Checkpoints(tmp_path, 2)
-    other = jax.tree.map(lambda kernel: kernel + 1e-3, state.trainable)
-    checkpoints.save(2, dataclasses.replace(state, trainable=other), metadata)
-    checkpoints.close()
-    capsys.readouterr()
-    run.evaluate(longer, tmp_path)
+    save(2, 1e-3)
+    run.evaluate(config, tmp_path)
     assert "started afresh, as weights was" in capsys.readouterr().out
 
 
@@ -300,3 +307,18 @@ def test_an_evaluation_needs_no_run_and_leaves_a_run_alone(tmp_path: Path) -> No
     assert saved_config(tmp_path, mode="evaluate") == config
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     prepare_workdir(tmp_path, load_config("configs/tiny_cpu.py"), "train")
+
+
+def test_every_evaluation_knows_its_like_without_the_tool(tmp_path: Path) -> None:
+    sampled = {"samples": 8, "temperature": 1}
+    cases: list[tuple[dict[str, object], str, str | None]] = [
+        ({}, ".", "no_tools"),
+        (sampled, "8_samples_at_1", "no_tools_8_samples_at_1"),
+        ({"sets": "slake", "split": "train"}, "split_train", "no_tools_split_train"),
+        ({"tools": False} | sampled, "no_tools_8_samples_at_1", None),
+        ({"name": "mine"}, "mine", None),
+    ]
+    for fields, own, other in cases:
+        section = small_config(**{f"evaluate__{name}": value for name, value in fields.items()}).evaluate
+        assert run.evaluation_folder(section, tmp_path) == tmp_path / "evaluation" / own
+        assert run.folder_without_tool(section, tmp_path) == (tmp_path / "evaluation" / other if other else None)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from medvr_jax.configuration import load_config
+from medvr_jax.datasets import sets as sets_module
 from medvr_jax.datasets.example import Example
 from medvr_jax.datasets.synthetic import SyntheticTask
 from medvr_jax.errors import UserError
@@ -172,10 +173,41 @@ def test_several_sets(tmp_path: Path, sets: None) -> None:
     assert {name: figure["mean"] for name, figure in main.items()} == {"vqa_rad": 0.5, "slake": 1.0, "pmc_vqa": 0.5}
     assert score(file, tmp_path, sets="vqa_rad", questions=1)["scores"]["strict"] == 1.0
 
+    lines[4]["dataset"] = lines[5]["dataset"] = "slake"  # as rows of predictions.jsonl have it
+    assert score(write(file, lines), tmp_path, sets=names)["sets"]["slake/en"]["strict"] == 1.0
+
     del lines[2]["dataset"]
     message = refused(write(tmp_path / "b.jsonl", lines), tmp_path, sets=names)
     assert """line 3: id '1' is in vqa_rad and pmc_vqa; say which one as "dataset\"""" in message
     assert "share the question '1'" in refused(file, tmp_path, sets="pmc_vqa,pmc_vqa/v1")
+
+
+def test_a_mixture_is_evaluated_set_by_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sets that a run learns from have the same ids; their test questions are told apart."""
+    read = {"vqa_rad": published("vqa_rad", None), "slake/en": published("slake/", None)}
+    monkeypatch.setattr(sets_module, "read_set", lambda name, split, **folders: read[name])
+    lines = [{"dataset": "vqa_rad", "id": n, "text": t} for n, t in ((1, "Yes."), (2, "right lung"))]
+    lines += [{"dataset": "slake/en", "id": n, "text": "B"} for n in (1, 2)]
+    file = write(tmp_path / "a.jsonl", lines)
+    changes = [("data.name", "sets"), ("data.sets", "vqa_rad:1,slake/en:2"), *overrides(file)]
+    evaluate_elsewhere(load_config("configs/tiny_cpu.py", changes, mode="evaluate"), tmp_path)
+    results = json.loads((tmp_path / "evaluation/file_a/results.json").read_text())
+    assert {name: found["strict"] for name, found in results["sets"].items()} == {"vqa_rad": 0.5, "slake/en": 1.0}
+    assert results["data"] == "vqa_rad, slake/en" and results["answers"] == 4
+
+
+def test_own_questions_need_no_training_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(EXAMPLES[0].images[0])
+    question = {"id": "1", "image": "a.png", "question": "Is it?", "answer": "yes"}
+    write(tmp_path / "test.jsonl", [question, {"id": "2"}])
+    changes = [("data.name", "jsonl"), ("data.image_folder", str(tmp_path)), ("data.on_error", "skip")]
+    changes += overrides(write(tmp_path / "a.jsonl", [{"id": "1", "text": "Yes."}]))
+    with pytest.raises(UserError, match="data.test_file: '' is not a file"):
+        load_config("configs/tiny_cpu.py", changes, mode="evaluate")
+    changes.append(("data.test_file", str(tmp_path / "test.jsonl")))
+    evaluate_elsewhere(load_config("configs/tiny_cpu.py", changes, mode="evaluate"), tmp_path / "run")
+    assert json.loads((tmp_path / "run/evaluation/file_a/results.json").read_text())["scores"]["strict"] == 1.0
+    assert "test.jsonl:2" in (tmp_path / "run/faults/test_file.jsonl").read_text()
 
 
 def test_two_models_are_compared_in_pairs(tmp_path: Path) -> None:
@@ -189,11 +221,20 @@ def test_two_models_are_compared_in_pairs(tmp_path: Path) -> None:
     assert list(tables["rules"]["strict"]["main"]) == ["better", str(other)]
 
 
+TOLD = [
+    {"modality": "CT"},
+    {"question_type": "organ"},
+    {"language": "zh"},
+    {"dataset": "x"},
+    {"boxes": ((0, 0, 1, 1),)},
+]
+
+
 def test_questions_are_read_a_few_at_a_time_and_known_by_all_they_hold() -> None:
     base = questions.question_set("a", Lazy(EXAMPLES[:3]))
     assert base.ids == tuple(example.id for example in EXAMPLES[:3]) and base.places()[EXAMPLES[2].id] == 2
     assert questions.question_set("b", Lazy(EXAMPLES[:3])).digest == base.digest
-    for change in ({"question": "Else?"}, {"answer": "X"}, {"images": (b"other",)}, {"options": ("a", "b")}):
+    for change in ({"question": "Else?"}, {"answer": "X"}, {"images": (b"other",)}, {"options": ("a", "b")}, *TOLD):
         changed = [dataclasses.replace(EXAMPLES[0], **change), *EXAMPLES[1:3]]
         assert questions.question_set("a", Lazy(changed)).digest != base.digest
     with pytest.raises(UserError, match="the id 'synthetic-0-test-0-lesion' is that of two questions, 0 and 2"):

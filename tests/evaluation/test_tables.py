@@ -171,6 +171,12 @@ def test_majority_counts_meanings_not_words() -> None:
     assert figures.majority(rows, "strict") == 1
 
 
+def test_wordings_of_the_leading_answer_count_with_their_share() -> None:
+    said = [("yes", 1), ("Yes, as is normal", 0), ("no", 0)]  # a rule may take one wording and not the other
+    rows = [small("1", c, sample=s, kind="yes_no", prediction=p) for s, (p, c) in enumerate(said)]
+    assert figures.majority(rows, "medevalkit") == figures.majority(rows[::-1], "medevalkit") == 0.5
+
+
 def test_two_runs_in_pairs() -> None:
     first = [small(str(i), c) for i, c in enumerate([1, 1, 1, 1, 1, 0, 0, 1])]
     second = [small(str(i), c) for i, c in enumerate([1, 0, 0, 0, 0, 1, 0])] + [small("9", 1)]

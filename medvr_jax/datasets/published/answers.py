@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
-from medvr_jax.datasets.example import LETTERS, AnswerKind
+from medvr_jax.datasets.example import LETTERS, AnswerKind, free_kind
 from medvr_jax.datasets.faults import Faults
 from medvr_jax.datasets.published.record import Record
-
-YES_NO_WORDS = frozenset({"yes", "no", "是", "是的", "否", "不是", "有", "没有"})
 
 
 class BadAnswer(ValueError):
@@ -50,11 +49,6 @@ def letter_of(answer: str, options: tuple[str, ...]) -> str:
         return letter_of_letter(answer, options)
 
 
-def free_kind(answer: str) -> AnswerKind:
-    """The kind of an answer without options: yes_no, or open."""
-    return "yes_no" if answer.casefold() in YES_NO_WORDS else "open"
-
-
 def without_label(option: str, letter: str) -> str:
     """An option without its own label: " A:Focal uptake" -> "Focal uptake"."""
     return re.sub(rf"^\s*{letter}\s*:", "", option).strip()
@@ -91,3 +85,16 @@ def free(record: Record, answer: str, kind: AnswerKind, faults: Faults) -> Itera
     else:
         example = dataclasses.replace(record.example, answer=answer, answer_kind=kind)
         yield dataclasses.replace(record, example=example)
+
+
+def answered(record: Record, answer: str, faults: Faults) -> Iterator[Record]:
+    """The record with one of its options as answer, given by text or letter; where it has none, with a free answer."""
+    if record.example.options:
+        yield from choice(record, answer, letter_of, faults)
+    else:
+        yield from free(record, answer, free_kind(answer), faults)
+
+
+def option_texts(options: Any) -> tuple[str, ...]:
+    """The texts of a published list of options; none where it is no list."""
+    return tuple(str(option).strip() for option in options) if isinstance(options, list) else ()

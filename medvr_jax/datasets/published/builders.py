@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from medvr_jax.datasets.example import Example
 from medvr_jax.datasets.faults import Faults, OnError
+from medvr_jax.datasets.image_files import Thorough
 from medvr_jax.datasets.published.checks import checked
 from medvr_jax.datasets.published.record import PublishedSet, Record, Region
 from medvr_jax.datasets.published.registry import SETS
@@ -100,8 +101,8 @@ class _PlainWriter:
 class PublishedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     """One published set; its variants are the builder's configurations.
 
-    All records are looked at before any is written, so that faults are known, listed and, with `on_error` "refuse",
-    end it early. Splits whose files are not there, or that have no sound record, are left out.
+    All records and images are looked at before any is written, so that faults are known, listed and, with `on_error`
+    "refuse", end it early. Splits whose files are not there, or that have no sound record, are left out.
     """
 
     SET: PublishedSet
@@ -129,6 +130,8 @@ class PublishedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         # Until all is written, data_path is a folder that vanishes with an error; the report has to stay.
         faults.write_report(self.report_path)
         faults.check(self.on_error)
+        if faults:
+            print(f"left out: {faults.summary()}")
         shards = {split: self._shards(folder, split, survey) for split, survey in surveys.items() if survey.records}
         if not shards:
             listed = f"; all {len(faults)} faults are listed in {faults.report}" if len(faults) else ""
@@ -149,13 +152,14 @@ class PublishedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         return Path(self._data_dir_root) / self.name / self.builder_config.name / REPORT
 
     def _survey(self, folder: Path, split: str, faults: Faults) -> _Survey:
-        survey = _Survey()
-        for record in self._records(folder, split, faults, "checking"):
+        survey, before = _Survey(), len(faults)
+        for record in self._records(folder, split, faults, "checking", "pixels"):
             survey.records += 1
             survey.bytes += sum(
                 len(image) if isinstance(image, bytes) else Path(image).stat().st_size
                 for image in record.example.images
             )
+        survey.faulty |= {fault.where for fault in faults.list[before:]}
         return survey
 
     def _shards(self, folder: Path, split: str, survey: _Survey) -> list[Callable[[], Iterator[Any]]]:
@@ -166,16 +170,17 @@ class PublishedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
         ids = self._ids[split] = []
 
         def encoded() -> Iterator[tuple[int, dict[str, Any]]]:
-            for record in self._records(folder, split, known, "writing"):
-                ids.append(record.example.id)
-                yield len(ids), encode(record)
+            for record in self._records(folder, split, known, "writing", "header"):
+                if record.where not in survey.faulty:
+                    ids.append(record.example.id)
+                    yield len(ids), encode(record)
 
         examples = encoded()
         return [lambda: itertools.islice(examples, size)] * (-(-survey.records // size))
 
-    def _records(self, folder: Path, split: str, faults: Faults, what: str) -> Iterator[Record]:
+    def _records(self, folder: Path, split: str, faults: Faults, what: str, look_at: Thorough) -> Iterator[Record]:
         variant = self.builder_config.name
-        records = checked(self.SET.read(folder, variant, split, faults), faults)
+        records = checked(self.SET.read(folder, variant, split, faults), faults, look_at)
         # Shown on terminals alone.
         return tqdm(
             records, desc=f"{what} {self.SET.name}/{variant} {split}", mininterval=1.0, disable=None, leave=False
@@ -184,10 +189,11 @@ class PublishedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
 @dataclasses.dataclass
 class _Survey:
-    """How much there is to write of a split."""
+    """How much there is to write of a split, and the places of what is not."""
 
     records: int = 0
     bytes: int = 0
+    faulty: set[str] = dataclasses.field(default_factory=set)
 
 
 def _builder(published: PublishedSet) -> type[PublishedBuilder]:

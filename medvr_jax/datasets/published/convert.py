@@ -21,8 +21,8 @@ import numpy as np
 from PIL import Image
 
 from medvr_jax.datasets.faults import Fault, Faults
+from medvr_jax.datasets.image_files import image_size
 from medvr_jax.datasets.published import boxes
-from medvr_jax.datasets.published.checks import image_size
 from medvr_jax.datasets.published.files import read_csv, read_parquet, text
 from medvr_jax.errors import UserError
 
@@ -39,6 +39,9 @@ def chestxray8(table: Path, images: Path, faults: Faults) -> Iterator[Line]:
     found = {path.name: path for path in sorted(images.rglob("*.png"))}
     lines: dict[tuple[str, str], Line] = {}
     for where, fields in read_csv(table, faults):
+        if len(fields) < 6:
+            faults.add(Fault(where, "not_csv", f"found {len(fields)} columns; allowed: image, label and four numbers"))
+            continue
         name, label, *numbers = (value.strip() for value in list(fields.values())[:6])
         if name not in found:
             faults.add(Fault(where, "missing_image", f"no image {name!r} under {images}"))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from medvr_jax.datasets.faults import Fault, Faults
+from medvr_jax.datasets.jsonl import json_lines
 
 Raw = tuple[str, dict[str, Any]]  # (where, the record's fields)
 
@@ -27,29 +28,20 @@ def read_json(path: Path, faults: Faults) -> Iterator[Raw]:
         faults.add(Fault(path.name, "not_json", f"found {type(items).__name__}; allowed: a JSON list of objects"))
         return
     for number, item in enumerate(items, start=1):
-        yield from _object(f"{path.name}, record {number}", item, faults)
+        where = f"{path.name}, record {number}"
+        if isinstance(item, dict):
+            yield where, item
+        else:
+            faults.add(Fault(where, "not_object", f"found {type(item).__name__}; allowed: a JSON object"))
 
 
 def read_json_lines(path: Path, faults: Faults) -> Iterator[Raw]:
     """One JSON object per line; empty lines are passed over."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path.name}:{number}"
-            try:
-                item = json.loads(line.decode("utf-8-sig"))
-            except ValueError as error:
-                faults.add(Fault(where, "not_json", f"cannot be read ({error}); allowed: a JSON object"))
-                continue
-            yield from _object(where, item, faults)
-
-
-def _object(where: str, item: Any, faults: Faults) -> Iterator[Raw]:
-    if isinstance(item, dict):
-        yield where, item
-    else:
-        faults.add(Fault(where, "not_json", f"found {type(item).__name__}; allowed: a JSON object"))
+    for number, record in json_lines(path, path.name):
+        if isinstance(record, Fault):
+            faults.add(record)
+        else:
+            yield f"{path.name}:{number}", record
 
 
 def read_csv(path: Path, faults: Faults) -> Iterator[Raw]:
@@ -106,3 +98,9 @@ def text(fields: dict[str, Any], key: str) -> str:
 def first_existing(folder: Path, *names: str) -> Path:
     """The first of the names that exists in the folder; the first one if none does."""
     return next((folder / name for name in names if (folder / name).exists()), folder / names[0])
+
+
+def file_names(value: Any) -> tuple[str, ...]:
+    """A name, or a list of names; none if there is anything else, or an empty one."""
+    names = [value] if isinstance(value, str) else value
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) and name for name in names) else ()

@@ -11,13 +11,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from medvr_jax.datasets.example import Example
 from medvr_jax.datasets.faults import Faults
-from medvr_jax.datasets.published.answers import choice, free, free_kind, letter_of
+from medvr_jax.datasets.published.answers import answered, option_texts
 from medvr_jax.datasets.published.boxes import from_corners
-from medvr_jax.datasets.published.files import read_json_lines, text
+from medvr_jax.datasets.published.files import file_names, read_json_lines, text
 from medvr_jax.datasets.published.record import PublishedSet, Record, Region
 
 _SPLITS = ("train", "validation", "test")
@@ -33,9 +32,9 @@ def read(folder: Path, variant: str, split: str, faults: Faults) -> Iterator[Rec
         asked = text(fields, "question")
         example = Example(
             id=text(fields, "id") or f"{split}-{number}",
-            images=tuple(folder / name for name in _names(fields)),
+            images=tuple(folder / name for name in file_names(fields.get("images", fields.get("image")))),
             question=asked or (f"Can the {label.lower()} be seen in this image?" if label else ""),
-            options=_options(fields.get("options")),
+            options=option_texts(fields.get("options")),
             answer="",
             answer_kind="open",
             modality=text(fields, "modality"),
@@ -53,21 +52,7 @@ def read(folder: Path, variant: str, split: str, faults: Faults) -> Iterator[Rec
             continue
         record = Record(where, dataclasses.replace(example, boxes=boxes), tuple(Region(label, box) for box in boxes))
         answer = text(fields, "answer") or ("" if asked else "yes")
-        if example.options:
-            yield from choice(record, answer, letter_of, faults)
-        else:
-            yield from free(record, answer, free_kind(answer), faults)
-
-
-def _names(fields: dict[str, Any]) -> tuple[str, ...]:
-    names = fields.get("images", fields.get("image"))
-    names = [names] if isinstance(names, str) else names
-    valid = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
-    return tuple(names) if valid else ()
-
-
-def _options(options: Any) -> tuple[str, ...]:
-    return tuple(str(option).strip() for option in options) if isinstance(options, list) else ()
+        yield from answered(record, answer, faults)
 
 
 SET = PublishedSet(

@@ -12,12 +12,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from medvr_jax.datasets.example import Example
 from medvr_jax.datasets.faults import Faults
-from medvr_jax.datasets.published.answers import choice, free, free_kind, letter_of
-from medvr_jax.datasets.published.files import read_json, text
+from medvr_jax.datasets.published.answers import answered, option_texts
+from medvr_jax.datasets.published.files import file_names, read_json, text
 from medvr_jax.datasets.published.omnimedvqa import short_modality
 from medvr_jax.datasets.published.record import PublishedSet, Record
 
@@ -69,25 +68,16 @@ def _records(folder: Path, name: str, prefix: str, faults: Faults) -> Iterator[R
     for number, (where, fields) in enumerate(read_json(folder / name, faults)):
         example = Example(
             id=f"{prefix}-{number}",
-            images=tuple(folder / image for image in _names(fields.get("image"))),
+            images=tuple(folder / image for image in file_names(fields.get("image"))),
             question=text(fields, "question"),
-            options=tuple(str(option).strip() for option in fields.get("options") or ()),
+            options=option_texts(fields.get("options")),
             answer="",
             answer_kind="open",
             modality=short_modality(text(fields, "subset")) if text(fields, "dataset") == "OmniMedVQA" else "",
             dataset=SET.name,
             question_type=text(fields, "dataset"),
         )
-        answer = text(fields, "answer")
-        if example.options:
-            yield from choice(Record(where, example), answer, letter_of, faults)
-        else:
-            yield from free(Record(where, example), answer, free_kind(answer), faults)
-
-
-def _names(images: Any) -> tuple[str, ...]:
-    images = [images] if isinstance(images, str) else images
-    return tuple(image for image in images if isinstance(image, str)) if isinstance(images, list) else ()
+        yield from answered(Record(where, example), text(fields, "answer"), faults)
 
 
 SET = PublishedSet(

@@ -14,7 +14,7 @@ from typing import Any
 from medvr_jax.datasets.example import LETTERS, Example
 from medvr_jax.datasets.faults import Faults
 from medvr_jax.datasets.published.answers import choice, letter_of_letter
-from medvr_jax.datasets.published.files import read_json_lines, text
+from medvr_jax.datasets.published.files import file_names, read_json_lines, text
 from medvr_jax.datasets.published.record import PublishedSet, Record
 
 _FILES = {"validation": "dev.jsonl", "test": "test.jsonl"}
@@ -28,12 +28,11 @@ def splits_in(folder: Path, variant: str) -> tuple[str, ...]:
 def read(folder: Path, variant: str, split: str, faults: Faults) -> Iterator[Record]:
     for place, fields in read_json_lines(folder / "MM" / _FILES[split], faults):
         identity = text(fields, "id")
-        names = fields.get("images")
         record = Record(
             f"{place}, id {identity}",
             Example(
                 id=identity,
-                images=tuple(folder / "images" / name for name in names) if _are_texts(names) else (),
+                images=tuple(folder / "images" / name for name in file_names(fields.get("images"))),
                 question=_CHOICES.sub("", text(fields, "question")),
                 options=_options(fields.get("options")),
                 answer="",
@@ -53,10 +52,6 @@ def _options(options: Any) -> tuple[str, ...]:
     if not isinstance(options, dict) or sorted(options) != list(LETTERS[: len(options)]):
         return ()
     return tuple(text(options, letter) for letter in sorted(options))
-
-
-def _are_texts(names: Any) -> bool:
-    return isinstance(names, list) and all(isinstance(name, str) and name for name in names)
 
 
 SET = PublishedSet(

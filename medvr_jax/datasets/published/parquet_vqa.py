@@ -8,7 +8,7 @@ from typing import Any
 
 from medvr_jax.datasets.example import Example
 from medvr_jax.datasets.faults import Faults
-from medvr_jax.datasets.published.answers import free, free_kind
+from medvr_jax.datasets.published.answers import answered
 from medvr_jax.datasets.published.files import read_parquet, text
 from medvr_jax.datasets.published.record import Record
 
@@ -34,7 +34,7 @@ def read(folder: Path, split: str, dataset: str, faults: Faults) -> Iterator[Rec
                 dataset=dataset,
             )
             number += 1
-            yield from free(Record(where, example), answer, free_kind(answer), faults)
+            yield from answered(Record(where, example), answer, faults)
 
 
 def _bytes(image: Any) -> bytes | None:

@@ -14,11 +14,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from medvr_jax.datasets.example import AnswerKind, Example
+from medvr_jax.datasets.example import AnswerKind, Example, free_kind
 from medvr_jax.datasets.faults import Fault, Faults
-from medvr_jax.datasets.published.answers import free, free_kind
+from medvr_jax.datasets.image_files import image_size
+from medvr_jax.datasets.published.answers import free
 from medvr_jax.datasets.published.boxes import from_corner_and_size
-from medvr_jax.datasets.published.checks import image_size
 from medvr_jax.datasets.published.files import first_existing, read_json, text
 from medvr_jax.datasets.published.record import Box, PublishedSet, Record, Region
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from medvr_jax.datasets.example import Example
+from medvr_jax.datasets.example import Example, free_kind
 from medvr_jax.datasets.faults import Faults
 from medvr_jax.datasets.published import parquet_vqa
-from medvr_jax.datasets.published.answers import free, free_kind
+from medvr_jax.datasets.published.answers import free
 from medvr_jax.datasets.published.files import first_existing, read_json, text
 from medvr_jax.datasets.published.record import PublishedSet, Record
 
