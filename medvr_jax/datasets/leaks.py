@@ -4,24 +4,32 @@ A picture's hash is a difference hash: the image in grey, averaged to 16 rows of
 a row whether the right one is brighter by more than a grey level: 256 bits. Re-encoded and resized copies differ in a
 few bits, different pictures in a hundred; up to THRESHOLD bits count as a copy. Pictures with hardly any edge (less
 than LEAST_BITS bits set) look alike for this hash, and are compared by file and pixels only.
+
+    python -m medvr_jax.datasets.leaks --train=NAME --test=NAME --output=DIR [--manual_dir=…] [--image_folder=…]
+
+writes leaks.md and leaks.json. NAME is a published set, with its variant if it has one, or a JSONL or CSV file.
 """
 
 from __future__ import annotations
 
+import argparse
 import collections
 import dataclasses
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from medvr_jax.datasets.example import Example
-from medvr_jax.datasets.faults import Fault, Faults
+from medvr_jax.datasets.faults import ON_ERROR, Fault, Faults
+from medvr_jax.datasets.questions import read_questions
+from medvr_jax.errors import UserError
 
 Kind = Literal["file", "pixels", "picture"]  # from the surest to the weakest
 KINDS: tuple[Kind, ...] = ("file", "pixels", "picture")
@@ -217,3 +225,41 @@ def _markdown(report: LeakReport) -> str:
 def _some(ids: tuple[str, ...], shown: int = 3) -> str:
     text = ", ".join(identity.replace("|", "\\|") for identity in ids[:shown])
     return f"{text} and {len(ids) - shown} more" if len(ids) > shown else text
+
+
+def _questions(given: Mapping[str, Any], which: str) -> Sequence[Example]:
+    """The questions of `--train` or `--test`."""
+    name, on_error = given[which], given["on_error"]
+    if name.lower().endswith((".jsonl", ".csv")):
+        return read_questions(name, given["image_folder"] or ".", field=f"--{which}", on_error=on_error)
+    from medvr_jax.datasets import sets  # needs more packages than the user's own data
+
+    folders = {folder: given[folder] for folder in ("data_dir", "manual_dir")}
+    return sets.read_set(name, given[f"{which}_split"], on_error=on_error, **folders)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="leaks", description=__doc__.partition("\n")[0])
+    for name, words in (("train", "what was trained on"), ("test", "what is tested on")):
+        parser.add_argument(f"--{name}", required=True, help=f"{words}: a set, or a JSONL or CSV file")
+        parser.add_argument(f"--{name}_split", default=name, help=f"its split, by default {name}")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the report")
+    parser.add_argument("--manual_dir", default="", help="folder of the published files")
+    parser.add_argument("--data_dir", default="prepared", help="folder of what is made of them, once")
+    parser.add_argument("--image_folder", default="", help="what the image paths of a file are relative to")
+    parser.add_argument("--on_error", choices=ON_ERROR, default="refuse", help="what becomes of faulty records")
+    given = vars(parser.parse_args(arguments))
+    try:
+        train, test = (_questions(given, name) for name in ("train", "test"))
+    except UserError as error:
+        print(f"leaks: {error}", file=sys.stderr)
+        return 2
+    names = {f"{name}_name": f"{given[name]} {given[f'{name}_split']}" for name in ("train", "test")}
+    markdown, _ = write_leaks(given["output"], find_leaks(train, test, **names))
+    print(f"{markdown.read_text(encoding='utf-8').splitlines()[2]} {markdown}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

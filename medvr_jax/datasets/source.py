@@ -101,8 +101,15 @@ class SetSource:
         self._report_folder = report_folder
 
     def load(self, splits: Iterable[str]) -> None:
+        """What is wrong with several of the splits is told together."""
+        errors = []
         for split in splits:
-            _ = self._pool if split == "train" else self._tested
+            try:
+                _ = self._pool if split == "train" else self._tested
+            except UserError as error:
+                errors.append(str(error))
+        if errors:
+            raise UserError("; ".join(dict.fromkeys(errors)))
 
     @functools.cached_property
     def _pool(self) -> Pool:
@@ -116,8 +123,8 @@ class SetSource:
         return pool
 
     @functools.cached_property
-    def _tested(self) -> list[Sequence[Example]]:
-        return list(self._read("test").values())
+    def _tested(self) -> Sets:
+        return self._read("test")
 
     def train(self, position: int, count: int) -> list[Example]:
         return self._pool.examples(position, count)
@@ -126,10 +133,15 @@ class SetSource:
         return self._pool.numbers(position, count)
 
     def test(self, count: int) -> list[Example]:
+        return [example for examples in self.test_by_set(count).values() for example in examples]
+
+    def test_by_set(self, count: int) -> dict[str, list[Example]]:
         """As many of each set, spread evenly over it, since published files are sorted by this or that."""
-        shares = _shares(count, [len(examples) for examples in self._tested])
-        chosen = [np.linspace(0, len(e) - 1, n).astype(int).tolist() for e, n in zip(self._tested, shares, strict=True)]
-        return [examples[index] for examples, indices in zip(self._tested, chosen, strict=True) for index in indices]
+        shares = _shares(count, [len(examples) for examples in self._tested.values()])
+        return {
+            name: [examples[index] for index in np.linspace(0, len(examples) - 1, share).astype(int).tolist()]
+            for (name, examples), share in zip(self._tested.items(), shares, strict=True)
+        }
 
     def fingerprint(self) -> str:
         return self._pool.fingerprint

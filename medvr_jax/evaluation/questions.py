@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from medvr_jax.datasets.example import Example
-from medvr_jax.datasets.source import make_source
+from medvr_jax.datasets.source import SetSource, make_source
 from medvr_jax.errors import UserError
 
 _READ_AT_ONCE = 256  # examples whose images are in memory while a set is looked through
@@ -21,7 +21,7 @@ class QuestionSet:
     """A named set of questions.
 
     Attributes:
-        name: as in `evaluate.sets`, for instance "slake/en"; `data.name` for the run's own.
+        name: as in `evaluate.sets` or `data.sets`, for instance "slake/en"; "jsonl" or "synthetic" for others.
         examples: random access; a published set's records are decoded each time they are asked for.
         ids: of the examples, in order; no two are the same.
         digest: of everything that the answers depend on.
@@ -40,24 +40,27 @@ class QuestionSet:
 def read_questions(config: Any) -> list[QuestionSet]:
     """The sets of `evaluate.sets`, or the run's own test questions where there are none."""
     evaluate = config.evaluate
-    if not evaluate.sets:
-        count = evaluate.questions or config.data.test_examples
-        return [question_set(config.data.name, make_source(config.data, config.seed).test(count))]
-    found = [question_set(name, _first(_published(name, config), evaluate.questions)) for name in evaluate.sets]
-    _refuse_shared(found)
+    if evaluate.sets:
+        found = [question_set(name, _first(_published(name, config), evaluate.questions)) for name in evaluate.sets]
+        _refuse_shared(found, "evaluate.sets")
+        return found
+    source, count = make_source(config.data, config.seed), evaluate.questions or config.data.test_examples
+    if not isinstance(source, SetSource):
+        return [question_set(config.data.name, source.test(count))]
+    found = [question_set(name, examples) for name, examples in source.test_by_set(count).items() if examples]
+    _refuse_shared(found, "data.sets")
     return found
 
 
-def _refuse_shared(questions: Sequence[QuestionSet]) -> None:
+def _refuse_shared(questions: Sequence[QuestionSet], field: str) -> None:
     """UserError where two variants of a set share a question: the tables would count it once, or not know which."""
     seen: dict[tuple[str, str], str] = {}
     for one in questions:
         for identity in one.ids:
             first = seen.setdefault((one.name.partition("/")[0], identity), one.name)
             if first != one.name:
-                raise UserError(
-                    f"evaluate.sets: {first} and {one.name} share the question {identity!r}; give one of them"
-                )
+                advice = "give one of them" + (" as evaluate.sets" if field != "evaluate.sets" else "")
+                raise UserError(f"{field}: {first} and {one.name} share the question {identity!r}; {advice}")
 
 
 def question_set(name: str, examples: Sequence[Example]) -> QuestionSet:

@@ -60,7 +60,7 @@ def evaluate(config: Any, workdir: str | Path) -> None:
         "policy": weights.name,
         "step": weights.step,
         "weights": weights.fingerprint,
-        "data": config.data.name if not config.evaluate.sets else ", ".join(config.evaluate.sets),
+        "data": ", ".join(one.name for one in questions),
         "decoding": _decoding(config.evaluate),
         "tools": list(config.rollout.tools),
     }

@@ -122,3 +122,21 @@ def test_slake_leaks_through_chinese_training_questions(tmp_path: Path) -> None:
     assert not leaks.find_leaks(read_set("slake/en", "train", **folders), test).leaks
     report = leaks.find_leaks(read_set("slake/all", "train", **folders), test)
     assert [(leak.kind, leak.test_ids, leak.train_ids) for leak in report.leaks] == [("file", ("4", "5"), ("1", "2"))]
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sets by name, own files by their names; what is missing is said, with status 2."""
+    write_slake(tmp_path / "manual/slake")
+    common = [f"--manual_dir={tmp_path}/manual", f"--data_dir={tmp_path}/prepared", f"--output={tmp_path}/report"]
+    assert leaks.main(["--train=slake", "--test=slake/en", *common]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("1 of 1 test images, and with them 2 of 2 questions (100.0 %)")
+    assert said.endswith(str(tmp_path / "report/leaks.md"))
+    assert json.loads((tmp_path / "report/leaks.json").read_text())["leaking_test_ids"] == ["4", "5"]
+    line = {"image": "xmlab1/source.jpg", "question": "What?", "answer": "MRI"}
+    (tmp_path / "own.jsonl").write_text(json.dumps(line) + "\n")
+    own = [f"--train={tmp_path}/own.jsonl", f"--image_folder={tmp_path}/manual/slake/imgs"]
+    assert leaks.main([*own, "--test=slake", "--test_split=train", *common]) == 0
+    assert json.loads((tmp_path / "report/leaks.json").read_text())["leaking_test_ids"] == ["0"]
+    assert leaks.main(["--train=slake", "--test=vqa_rad", *common]) == 2
+    assert "vqa_rad: no such folder" in capsys.readouterr().err
