@@ -118,6 +118,10 @@ def read_set(
     if split not in published.splits:
         raise UserError(f"{field}: {name} has no split {split!r}; allowed: {', '.join(published.splits)}")
     if not _is_prepared(_open(name, data_dir)):
+        if not str(manual_dir):
+            raise UserError(
+                f"data.manual_dir: not set; {name} is read from its folder {published.name}: {published.instructions}"
+            )
         published.require(Path(manual_dir) / published.name, variant, split)
     prepare_set(name, data_dir=data_dir, manual_dir=manual_dir, on_error=on_error)
     return PreparedSet(name, split, data_dir)

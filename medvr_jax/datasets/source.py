@@ -131,8 +131,15 @@ class SetSource:
             self._prepare(split)
 
     def load(self, splits: Iterable[str]) -> None:
+        """What is wrong with several of the splits is told together."""
+        errors = []
         for split in splits:
-            _ = self._pool if split == "train" else self._tested
+            try:
+                _ = self._pool if split == "train" else self._tested
+            except UserError as error:
+                errors.append(str(error))
+        if errors:
+            raise UserError("; ".join(dict.fromkeys(errors)))
 
     @functools.cached_property
     def _pool(self) -> Pool:

@@ -107,14 +107,14 @@ def write_omnimedvqa(folder: Path, count: int = 12) -> list[dict[str, Any]]:
     return ct + mri
 
 
-def write_public_splits(folder: Path, records: list[dict[str, Any]]) -> None:
-    """Med-R1's Splits/: every third record is in the test split by modality, every fourth by question type."""
+def write_public_splits(folder: Path, records: list[dict[str, Any]], first: int = 0) -> None:
+    """Med-R1's Splits/: from `first` on every third record is in the test split by modality, every fourth by type."""
     for kind, key, step in (("modality", "modality_type", 3), ("question_type", "question_type", 4)):
         groups: dict[tuple[str, str], list[dict[str, str]]] = {}
         for number, record in enumerate(records):
             options = [record[f"option_{letter}"] for letter in "ABCD" if record.get(f"option_{letter}")]
             listed = ", ".join(f"{letter}){option}" for letter, option in zip("ABCD", options, strict=False))
-            split = "train" if number % step else "test"
+            split = "train" if (number - first) % step else "test"
             groups.setdefault((split, record.get(key, "unknown")), []).append(
                 {
                     "image": record["image_path"],
@@ -330,6 +330,11 @@ def write_grounding(folder: Path) -> None:
         },
     ]
     write_lines(folder / "test.jsonl", lines)
+    train = [
+        {"image": "b.png", "boxes": [[0.1 * number, 0, 0.1 * number + 0.5, 0.5]], "label": "Mass", "source": "ISIC"}
+        for number in range(3)
+    ]
+    write_lines(folder / "train.jsonl", train)
     for number, name in enumerate(("a.png", "b.png")):
         write_image(folder / name, number)
 
@@ -352,6 +357,6 @@ COUNTS: dict[str, dict[str, int]] = {
     "slake": {"train": 3, "validation": 1, "test": 4},
     "path_vqa": {"train": 4, "validation": 4, "test": 4},
     "medvlm_r1": {"train": 7, "test": 9},
-    "grounding": {"test": 2},
+    "grounding": {"train": 3, "test": 2},
     "slake_detection": {"train": 2, "validation": 2, "test": 2},
 }

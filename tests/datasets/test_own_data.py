@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import base
 from medvr_jax.datasets.questions import read_questions
+from medvr_jax.datasets.source import make_source
 from medvr_jax.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -80,6 +82,19 @@ def test_all_faults_of_a_line_are_told(folder: Path, tmp_path: Path) -> None:
     assert str(report) in str(caught.value)
     kinds = [json.loads(line)["kind"] for line in report.read_text().splitlines()]
     assert sorted(kinds) == ["bad_answer", "missing_image", "no_question", "repeated_id", "unknown_key"]
+
+
+def test_faults_of_both_files_are_told_together(folder: Path, tmp_path: Path) -> None:
+    data = base.get_config().data
+    data.update(name="jsonl", image_folder=str(folder))
+    for split in ("train", "test"):
+        data[f"{split}_file"] = str(tmp_path / f"{split}.jsonl")
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(GOOD) + "\n{broken\n")
+    with pytest.raises(UserError) as caught:
+        make_source(data, 0, tmp_path / "faults").load(("train", "test"))
+    assert f"{tmp_path}/train.jsonl:2: not JSON" in str(caught.value)
+    assert f"; {tmp_path}/test.jsonl:2: not JSON" in str(caught.value) and "\n" not in str(caught.value)
+    assert {path.name for path in (tmp_path / "faults").iterdir()} == {"train_file.jsonl", "test_file.jsonl"}
 
 
 def test_answers_keep_their_kind(folder: Path, tmp_path: Path) -> None:
@@ -265,7 +280,11 @@ def test_faults_end_a_run_with_status_2(large: tuple[Path, dict[int, str]], fold
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
     report = tmp_path / "run" / "faults" / "train_file.jsonl"
     assert f"data.train_file: {file}: 50 faults" in result.stderr and str(report) in result.stderr
-    assert len(report.read_text().splitlines()) == len(expected) == 50
+    listed = [json.loads(line) for line in report.read_text().splitlines()]
+    assert [(fault["where"], fault["kind"]) for fault in listed] == [
+        (f"{file}:{line}", kind) for line, kind in sorted(expected.items())
+    ]
+    assert len(listed) == 50 and not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
 def test_skipping_faults_trains_on_the_rest(large: tuple[Path, dict[int, str]], folder: Path, tmp_path: Path) -> None:
