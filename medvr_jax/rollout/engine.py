@@ -101,6 +101,7 @@ class RolloutEngine:
         prompt_inputs, cache, state = jax.block_until_ready(programs.prefill(params, device_batch, features))
         clock.lap("prefill")
 
+        server.read_originals()  # decode leaves the host's cores free; on a CPU, encoding images does not
         crops, placed, calls = programs.no_crops(features), 0, Calls()
         groups, rows = state.length.shape[0], state.length.size
         for turn in range(settings.tool_turns + 1):

@@ -94,13 +94,17 @@ class TurnServer:
         self._turns: list[list[list[Turn]]] = [[[] for _ in range(slots)] for _ in prompts]
         self._ended = [["truncated"] * slots for _ in prompts]
         self._turn_start = np.ones((len(prompts), slots), np.int64)
-        # Images leave the interpreter's lock: originals are decoded while the device is busy with the first turn.
-        self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-        self._originals = [self._threads.submit(load_image, p.example.images[0]) for p in prompts] if tools else []
+        self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())  # images leave the interpreter's lock
+        self._originals: list[concurrent.futures.Future[Image.Image]] = []
         self._observations: dict[tuple[int, Hashable], Observation] = {}
         self._places: dict[tuple[int, Hashable], int] = {}
         self._crops: list[list[PreparedImage | None]] = [[] for _ in prompts]
         self._turn_began = 0  # among the groups' crops
+
+    def read_originals(self) -> None:
+        """Begins to decode the images that tools will cut from, while the device is busy with the first turn."""
+        if self._tools:
+            self._originals = [self._threads.submit(load_image, p.example.images[0]) for p in self._prompts]
 
     def serve(self, sampled: Sampled, *, last_turn: bool) -> Serving:
         """Reads the turn that each waiting row has ended; runs its tool and prepares the observation, or ends it.

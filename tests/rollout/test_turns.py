@@ -61,6 +61,7 @@ def test_images_differ_by_whatever_the_tool_says() -> None:
         crop_features=FEATURES,
     )  # fmt: skip
     with contextlib.closing(server):
+        server.read_originals()
         serving = server.serve(sampled, last_turn=False)
         assert (serving.status == ACTIVE).all()
         assert [[turn.observation for turn in t.turns] for t in server.trajectories(sampled)[0]] == [["crop"]] * 3
