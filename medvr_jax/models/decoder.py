@@ -50,7 +50,7 @@ def queries(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) ->
     """Rotated queries [..., N, H] of normalised x [..., D]."""
     y = project(x, layer, "query")
     y = _rotate_heads(y.reshape(*x.shape[:-1], config.num_heads, config.head_width), rotary)
-    return constrain(y, "groups", *(None,) * (y.ndim - 3), "heads", None)
+    return _split_heads(y)
 
 
 def keys_and_values(x: jax.Array, layer: Weights, rotary: Rotary, config: TextConfig) -> tuple[jax.Array, jax.Array]:
@@ -83,6 +83,11 @@ def residual(x: jax.Array) -> jax.Array:
     Where training splits it over devices, so are the norms' float32 arrays and what the backward pass keeps.
     """
     return constrain(x, "groups", "residual_tokens" if x.ndim == 3 else None, *(None,) * (x.ndim - 2))
+
+
+def _split_heads(x: jax.Array) -> jax.Array:
+    """Queries, or what attention made of them, [B, ..., N, H]."""
+    return constrain(x, "groups", *(None,) * (x.ndim - 3), "heads", None)
 
 
 def _split_width(x: jax.Array) -> jax.Array:
@@ -134,13 +139,13 @@ def group_layer(
         prompt_queries,
         *head_major(*keys_and_values(x, layer, rotaries[0], config)),
         valid,
-        unpack(queries(y, layer, rotaries[1], config), packing),
+        _split_heads(unpack(queries(y, layer, rotaries[1], config), packing)),
         *head_major(*(unpack(part, packing) for part in keys_and_values(y, layer, rotaries[1], config))),
         backend,
     )
     if prompt_mixed is not None:
         prompt = finish(prompt, prompt_mixed, layer, config)
-    return prompt, finish(responses, pack(mixed, packing), layer, config)
+    return prompt, finish(responses, _split_heads(pack(_split_heads(mixed), packing)), layer, config)
 
 
 def response_layer(

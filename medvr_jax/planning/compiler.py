@@ -28,8 +28,8 @@ class Compiled:
 
     Attributes:
         seconds: lowering and compiling took so long on the wall, `processor_seconds` of all cores together.
-        arguments, outputs, aliased, temporaries: its memory; aliased outputs lie in arguments. Where it does not fit
-            only `temporaries` is known, and `fits` is false.
+        arguments, outputs, aliased, temporaries: its memory at its fullest moment; aliased outputs lie in arguments.
+            Where it does not fit only `temporaries` is known, and `fits` is false.
         operations, accessed: floating-point operations and bytes, with the bodies of loops counted once.
         traffic: what it sends to other devices; None where it does not fit.
     """
@@ -88,13 +88,14 @@ def compile_program(program: Program, mesh: jax.sharding.Mesh) -> Compiled:
         return Compiled(time.perf_counter() - wall, time.process_time() - processor, False, temporaries=needed)
     seconds = time.perf_counter() - wall, time.process_time() - processor
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    made = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return Compiled(
         *seconds,
         fits=True,
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes,
         aliased=memory.alias_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
+        temporaries=max(memory.peak_memory_in_bytes - memory.argument_size_in_bytes - made, 0),
         operations=cost.get("flops", 0.0),
         accessed=cost.get("bytes accessed", 0.0),
         traffic=traffic(compiled.as_text()),

@@ -38,6 +38,7 @@ TRAINING: Mapping[str, MeshAxes] = SAMPLING | {
     "embed": "fsdp",
     "vision_embed": "fsdp",
     "residual_tokens": "tensor",
+    "residual_width": "tensor",
 }
 _ATTENTION_PLATFORMS = {"splash": "tpu", "fused": "gpu"}
 

@@ -22,7 +22,7 @@ from flax import nnx
 from medvr_jax.models.backbone import Backbone, PromptInputs, ResponseInputs
 from medvr_jax.models.features import image_features
 from medvr_jax.models.packing import Packing, pack, unpack
-from medvr_jax.models.partitioning import Layout, bind, constrain_parameters
+from medvr_jax.models.partitioning import Layout, bind, constrain, constrain_parameters
 from medvr_jax.models.vision import ImageBatch
 from medvr_jax.rollout.settings import RolloutSettings
 from medvr_jax.training import losses
@@ -132,7 +132,8 @@ def score(
         features = image_features(backbone, batch.crops, settings.remat)
     features = features.reshape(features.shape[0], -1, features.shape[-1])
     response = ResponseInputs(batch.tokens, batch.positions, batch.feature_index, features)
-    hidden = unpack(backbone.score(prompt, response, packing, settings.remat), packing)
+    hidden = constrain(backbone.score(prompt, response, packing, settings.remat), "groups", None, "residual_width")
+    hidden = unpack(hidden, packing)
     # A token is predicted where the one before it stands: in its own row, if a fork's first token of its own.
     before = jnp.pad(hidden[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0)))
     groups = max(batch.tokens.shape[0] // settings.data_shards, 1)
