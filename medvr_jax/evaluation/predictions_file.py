@@ -50,7 +50,7 @@ def read_predictions(path: str | Path, questions: Sequence[QuestionSet]) -> tupl
 
 def _lines(path: str | Path) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8").split("\n")
+        return Path(path).read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{_FIELD}: {path}: not UTF-8 text ({error.reason} at byte {error.start})") from error
 

@@ -54,7 +54,7 @@ def write_results(
     results["sets"] = {one.name: _scores(found) for one, found in zip(questions, rows, strict=True)}
     write_atomically(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     write_atomically(folder / "table.md", _table(results))
-    others = {name: read_rows(predictions_of(name)) for name in evaluate.compare_with}
+    others = _others(evaluate.compare_with, provenance["policy"])
     without = _without_tool(without_tool, results) if without_tool else None
     write_tables(
         folder,
@@ -86,6 +86,26 @@ def read_rows(file: Path) -> list[Row]:
         raise UserError(f"evaluate.compare_with: {file} cannot be read: {error}") from error
 
 
+def _others(folders: Sequence[str], own: str) -> dict[str, list[Row]]:
+    """The rows of other evaluations by their policies' names, with the folder where names are not enough."""
+    files = [predictions_of(folder) for folder in folders]
+    names = [_policy(file.with_name("results.json")) for file in files]
+    clear = [name and [own, *names].count(name) == 1 for name in names]
+    titles = (
+        name if enough else f"{name} ({folder})" if name else folder
+        for name, enough, folder in zip(names, clear, folders, strict=True)
+    )
+    return dict(zip(titles, map(read_rows, files), strict=True))
+
+
+def _policy(file: Path) -> str:
+    """Whose answers an evaluation holds; empty where it does not say."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("policy", "")
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
 def _mean(rows: Sequence[Row], rule: str) -> float:
     return float(np.mean([row["scores"][rule]["correct"] for row in rows]))
 
@@ -111,9 +131,9 @@ def _without_tool(folder: Path, results: Mapping[str, Any]) -> list[Row] | None:
 
 
 def _table(results: Mapping[str, Any]) -> str:
-    head = f"{results['policy']}, {results['data']} data, {results['decoding']} decoding.\n"
+    head = f"{results['policy']}: {results['data']} data, {results['decoding']} decoding.\n"
     figures = {title: results[name] for name, (_, title) in _MEANS.items() if name in results}
     figures |= {f"accuracy by the rule `{rule}`": value for rule, value in results["scores"].items()}
     lines = [f"| questions | {results['examples']} |", f"| answers | {results['answers']} |"]
     lines += [f"| {title} | {value:.3f} |" for title, value in figures.items()]
-    return "\n".join([head[0].upper() + head[1:], "| figure | value |", "|---|---|", *lines]) + "\n"
+    return "\n".join([head, "| figure | value |", "|---|---|", *lines]) + "\n"

@@ -29,9 +29,12 @@ class PartedRollout:
     """Rolls out B groups, a number of them at a time; each part takes the next ones of every shard of the batch."""
 
     def __init__(self, engine: RolloutEngine, layout: Layout, groups: int, at_once: int) -> None:
-        """For B = `groups`; `at_once` divides it and is a multiple of the batch's shards."""
+        """For B = `groups`; `at_once` divides it and is a multiple of the batch's shards.
+
+        `join` makes the arrays of a step of those of its `parts`, as many dictionaries with the same keys.
+        """
         shards = layout.shards("groups")
-        self._engine, self._parts, self._rows = engine, groups // at_once, at_once // shards
+        self._engine, self.parts, self._rows = engine, groups // at_once, at_once // shards
 
         def join(parts: Sequence[Any]) -> Any:
             """Leaves [at_once, ...] of each part → [B, ...]; every row stays on its device."""
@@ -44,14 +47,14 @@ class PartedRollout:
 
         shardings = dict.fromkeys(_ON_DEVICES, layout.sharding("groups"))
         shardings["crop_features"] = crop_feature_sharding(layout)
-        self._join: Callable[[Sequence[Any]], Any] = jax.jit(join, out_shardings=shardings)
+        self.join: Callable[[Sequence[Any]], Any] = jax.jit(join, out_shardings=shardings)
 
     def run(self, params: nnx.State, prompts: Sequence[Prompt], key: jax.Array) -> Rollout:
         """As `RolloutEngine.run`."""
-        if self._parts == 1:
+        if self.parts == 1:
             return self._engine.run(params, prompts, key)
-        places = np.arange(len(prompts)).reshape(-1, self._parts, self._rows)  # [shards here, parts, rows]
-        taken = [places[:, part].ravel() for part in range(self._parts)]
+        places = np.arange(len(prompts)).reshape(-1, self.parts, self._rows)  # [shards here, parts, rows]
+        taken = [places[:, part].ravel() for part in range(self.parts)]
         size = self._engine.prompt_size(prompts)  # one for all parts, which are joined
         rollouts = [self._engine.run(params, [prompts[i] for i in rows], key, size) for rows in taken]
         order = np.argsort(np.concatenate(taken))
@@ -76,7 +79,7 @@ class PartedRollout:
                 seconds[name] = seconds.get(name, 0.0) + value
         return Rollout(
             **{name: [items[i] for i in order] for name, items in lists.items()},
-            **self._join(fields(_ON_DEVICES)),
+            **self.join(fields(_ON_DEVICES)),
             **host,
             seconds=seconds,
             calls=sum((rollout.calls for rollout in rollouts), Calls()),

@@ -15,6 +15,7 @@ import numpy as np
 from medvr_jax import assembly
 from medvr_jax.programs import Program
 from medvr_jax.rollout.engine import RolloutEngine
+from medvr_jax.rollout.parts import PartedRollout
 from medvr_jax.training import abstract, sharding
 from medvr_jax.training.abstract import AbstractRun
 from medvr_jax.training.update import TrainBatch, update_sizes
@@ -80,6 +81,19 @@ def _crop_programs(run: AbstractRun, engine: RolloutEngine, groups: int, label: 
             images = abstract.laid_out(images, sharding.by_group(run.mesh))
             name = f"{label} crops {count}x{patches}"
             yield Program(name, programs.encode_crops, (params, crops, images, _NUMBER))
+
+
+def join_programs(run: AbstractRun, engine: RolloutEngine, rollouts: PartedRollout, groups: int) -> Iterator[Program]:
+    """What joins the parts of a step, so many groups each, if there are several."""
+    if rollouts.parts == 1:
+        return
+    params = abstract.cast(run.params, run.sampling_layout, run.config.model.compute_dtype)
+    for sized in prompt_runs(run):
+        prompts = abstract.prompt_batch(sized, groups)
+        inputs, _, state = abstract.prefilled(sized, engine.programs.prefill, params, prompts)
+        part = {"prompt_inputs": inputs, "crop_features": abstract.crop_features(sized, groups)}
+        part |= {name: getattr(state, name) for name in ("tokens", "positions", "feature_index")}
+        yield Program(f"join {sized.rollout.prompt_bucket}", rollouts.join, ([part] * rollouts.parts,))
 
 
 def train_batches(run: AbstractRun, engine: RolloutEngine) -> Iterator[tuple[str, TrainBatch]]:

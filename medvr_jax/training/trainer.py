@@ -81,7 +81,9 @@ class Trainer:
         evaluation = dataclasses.replace(run, rollout=self._evaluator.settings)
         found = [Program("weights", self._to_sampling, (self.state.params,))]
         found += ahead.rollout_programs(evaluation, self._evaluator, config.data.evaluation_batch, "evaluate")
-        found += ahead.rollout_programs(run, self._engine, assembly.groups_at_once(config), "sample")
+        at_once = assembly.groups_at_once(config)
+        found += ahead.rollout_programs(run, self._engine, at_once, "sample")
+        found += ahead.join_programs(run, self._engine, self._rollouts, at_once)
         for name, batch in ahead.train_batches(run, self._engine):
             if config.grpo.updates_per_batch > 1:
                 found.append(Program(f"score {name}", self._scorer, (self.state.params, batch, self._banned)))

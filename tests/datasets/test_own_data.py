@@ -170,6 +170,16 @@ def test_faults_of_a_table_name_the_first_line_of_their_row(folder: Path, tmp_pa
         (10, "not_csv"),
         (11, "not_csv"),
     ]
+    assert all("read as one" not in fault["message"] for fault in listed)
+
+
+def test_a_quotation_mark_that_nothing_closes(folder: Path, tmp_path: Path) -> None:
+    """What it swallows is said."""
+    file, report = tmp_path / "train.csv", tmp_path / "faults.jsonl"
+    file.write_text('image,question,answer\na.png,What?,yes\na.png,"What?,yes\na.png,Where?,no\n')
+    assert len(read_questions(file, folder, on_error="skip", report=report)) == 1
+    (fault,) = map(json.loads, report.read_text().splitlines())
+    assert fault["where"].endswith("train.csv:3") and fault["message"].endswith("lines 3 to 4 read as one")
 
 
 @pytest.mark.parametrize(

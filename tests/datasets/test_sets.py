@@ -134,7 +134,9 @@ def test_images_that_end_too_early_are_broken(tmp_path: Path, capsys: pytest.Cap
 def test_a_fault_seen_from_two_splits_is_one_fault(tmp_path: Path) -> None:
     folder = tmp_path / "manual/omnimedvqa"
     written = samples.write_omnimedvqa(folder)
-    samples.write_json(folder / "QA_information/Open-access/Other.json", [{**written[0], "gt_answer": "Melanoma"}])
+    samples.write_json(
+        folder / "QA_information/Open-access/Other.json", [{**written[0], "question_id": "x", "gt_answer": "?"}]
+    )
     prepare_set("omnimedvqa/ct", on_error="skip", **folders(tmp_path))
     report = (tmp_path / "prepared/omnimedvqa/ct/faults.jsonl").read_text()
     assert [json.loads(line)["kind"] for line in report.splitlines()] == ["bad_answer"]

@@ -210,15 +210,22 @@ def test_own_questions_need_no_training_file(tmp_path: Path) -> None:
     assert "test.jsonl:2" in (tmp_path / "run/faults/test_file.jsonl").read_text()
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", RIGHT)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    score(file, tmp_path)
+    assert json.loads((tmp_path / "evaluation/file_a/results.json").read_text())["scores"]["strict"] == 1.0
+
+
 def test_two_models_are_compared_in_pairs(tmp_path: Path) -> None:
     better, worse = RIGHT, [one | {"text": "" if index < 4 else one["text"]} for index, one in enumerate(RIGHT)]
     score(write(tmp_path / "worse.jsonl", worse), tmp_path)
     other = tmp_path / "evaluation/file_worse"
     score(write(tmp_path / "better.jsonl", better), tmp_path, compare_with=other)
     tables = json.loads((tmp_path / "evaluation/file_better/tables.json").read_text())
-    paired = tables["rules"]["strict"]["against"][str(other)]["synthetic"]
+    paired = tables["rules"]["strict"]["against"]["worse"]["synthetic"]
     assert (paired["first"], paired["second"], paired["wins"], paired["losses"]) == (1.0, 8 / 12, 4, 0)
-    assert list(tables["rules"]["strict"]["main"]) == ["better", str(other)]
+    assert list(tables["rules"]["strict"]["main"]) == ["better", "worse"]
 
 
 TOLD = [

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from medvr_jax.datasets.faults import Faults
+from medvr_jax.datasets.faults import Fault, Faults
 from medvr_jax.datasets.image_files import Thorough, fault_of
 from medvr_jax.datasets.published.record import Record
 
@@ -22,11 +22,16 @@ def checked(records: Iterable[Record], faults: Faults, look_at: Thorough = "pixe
     for record in records:
         identity = record.example.id
         if identity in seen:
-            faults.add(record.fault("repeated_id", f"id {identity!r} was already used by {seen[identity]}"))
+            faults.add(repeated(record, seen[identity]))
             continue
         seen[identity] = record.where
         if _images_are_sound(record, look, faults):
             yield record
+
+
+def repeated(record: Record, first: str) -> Fault:
+    """The fault of a record whose id was used before, at `first`."""
+    return record.fault("repeated_id", f"id {record.example.id!r} was already used by {first}")
 
 
 def _images_are_sound(record: Record, look: Look, faults: Faults) -> bool:

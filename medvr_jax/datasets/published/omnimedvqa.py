@@ -16,6 +16,7 @@ from typing import Any
 from medvr_jax.datasets.example import Example
 from medvr_jax.datasets.faults import Faults
 from medvr_jax.datasets.published.answers import choice, letter_of_text
+from medvr_jax.datasets.published.checks import repeated
 from medvr_jax.datasets.published.files import read_json, text
 from medvr_jax.datasets.published.record import PublishedSet, Record
 
@@ -64,10 +65,15 @@ def splits_in(folder: Path, variant: str) -> tuple[str, ...]:
 
 def read(folder: Path, variant: str, split: str, faults: Faults) -> Iterator[Record]:
     public = _public_splits(folder, variant, faults)
+    seen: dict[str, str] = {}  # in all splits: the files know none
     for path in sorted((folder / _QUESTIONS).glob("*.json")):
         for place, fields in read_json(path, faults):
             unanswered = _record(folder, place, fields, variant, faults)
             if unanswered is None:
+                continue
+            first = seen.setdefault(unanswered.example.id, unanswered.where)
+            if first != unanswered.where:
+                faults.add(repeated(unanswered, first))
                 continue
             for record in choice(unanswered, text(fields, "gt_answer"), letter_of_text, faults):
                 if public is None:
