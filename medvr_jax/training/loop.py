@@ -82,7 +82,7 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
             progress.update(step + 1, describe(row))
         final = evaluate(trainer, progress)
         if metrics:
-            metrics.write({"step": config.steps} | final | process.of(config.steps))
+            metrics.write({"step": config.steps, "time/checkpoint": saving} | final | process.of(config.steps))
         progress.update(config.steps, held_out(final))
     return trainer
 
