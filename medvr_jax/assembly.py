@@ -159,7 +159,8 @@ def survey_prompts(parts: Parts, *, training: bool) -> tuple[tuple[int, int], ..
         return found
 
     def needed_in_step(step: int, known: dict[Hashable, tuple[int, int]]) -> np.ndarray:
-        start, keys = step * data.prompts_per_step, source.keys(step * data.prompts_per_step, data.prompts_per_step)
+        start = step * data.prompts_per_step
+        keys = source.keys(start, data.prompts_per_step)
         new = {key: start + row for row, key in enumerate(keys) if key not in known}
         found = needed([source.train(position, 1)[0] for position in new.values()])
         known.update(zip(new, map(tuple, found.tolist()), strict=True))

@@ -36,14 +36,7 @@ def csv_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
             try:
                 cells = next(reader, None)
             except csv.Error as error:
-                yield (
-                    first,
-                    Fault(
-                        where,
-                        "not_csv",
-                        f"not a row of comma-separated values ({error}){_read_as_one(first, reader.line_num)}",
-                    ),
-                )
+                yield first, Fault(where, "not_csv", _not_a_row(error, first, reader.line_num))
                 continue
             if cells is None:
                 return
@@ -51,9 +44,10 @@ def csv_rows(path: str | Path) -> Iterator[tuple[int, dict[str, Any] | Fault]]:
                 yield first, _record(header, cells, where)
 
 
-def _read_as_one(first: int, last: int) -> str:
-    """What an error is about where a quotation mark that nothing closes has made one row of many lines."""
-    return f": a quotation mark is opened and never closed, lines {first} to {last} read as one" if last > first else ""
+def _not_a_row(error: csv.Error, first: int, last: int) -> str:
+    """What is wrong; a quotation mark that nothing closes has made one row of many lines."""
+    unclosed = f": a quotation mark is opened and never closed, lines {first} to {last} read as one"
+    return f"not a row of comma-separated values ({error}){unclosed if last > first else ''}"
 
 
 def _header(reader: Iterator[list[str]], path: str | Path) -> list[str]:
