@@ -20,7 +20,7 @@ from medvr_jax.training import abstract, sharding
 from medvr_jax.training.abstract import AbstractRun
 from medvr_jax.training.update import TrainBatch, update_sizes
 
-_NUMBER = np.int32(0)  # a number of the host, whatever it is
+_NUMBER, _SHARE = np.int32(0), np.float32(0)  # numbers of the host, whatever they are
 
 
 def prompt_runs(run: AbstractRun) -> Iterator[AbstractRun]:
@@ -54,7 +54,7 @@ def _prompt_programs(run: AbstractRun, engine: RolloutEngine, groups: int, label
     yield Program(f"{label} prefill", programs.prefill, (params, prompts, features))
     yield Program(f"{label} no crops", programs.no_crops, (features,))
     for length, state in zip(settings.cache_lengths, states, strict=True):
-        fixed = (key, prompts.prompt_ids, engine.tables, _NUMBER)
+        fixed = (key, prompts.prompt_ids, engine.tables, _NUMBER, _SHARE)
         yield Program(f"{label} decode {length}", programs.decode, (params, weights, cache, state, *fixed))
     if not settings.tool_turns:
         return

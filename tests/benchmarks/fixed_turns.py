@@ -110,10 +110,10 @@ class FixedTurnEngine(RolloutEngine):
         features = programs.encode(params, device_batch.images)
         weights = programs.slice(params)
         _, cache, state = jax.block_until_ready(programs.prefill(params, device_batch, features))
-        fixed = (jax.random.key(0), device_batch.prompt_ids, np.int32(self.stop_at(0)))
+        inputs = (weights, cache, jax.random.key(0), device_batch.prompt_ids)
 
         def program(state: RolloutState) -> RolloutState:
-            return self._decode(params, weights, cache, state, *fixed)[0]
+            return self._decode(params, inputs, state, self.stop_at(0))[0]
 
         return Decoding(program, state, self._read)
 
