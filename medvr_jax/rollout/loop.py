@@ -166,7 +166,9 @@ def feed_and_sample(
     )
     hidden, cache = backbone.extend(prompt_cache, state.cache, new, last, jnp.ones_like(last), weights)
     uniform = sampling.slot_uniforms(keys, state.length)
-    drawn = sampling.sample(backbone.logits(hidden[:, :, 0], weights), banned, temperature, uniform)
+    with jax.named_scope("head"):
+        logits = backbone.logits(hidden[:, :, 0], weights)
+    drawn = sampling.sample(logits, banned, temperature, uniform)
     return Draw(*drawn, active=state.status == ACTIVE), state.replace(cache=cache)
 
 
@@ -177,6 +179,7 @@ def last_token(state: RolloutState) -> tuple[jax.Array, jax.Array]:
     return token, jnp.take_along_axis(state.positions, last[..., None], axis=2)
 
 
+@jax.named_scope("append")
 def append(state: RolloutState, draw: Draw, end_of_turn: jax.Array) -> RolloutState:
     """Writes the drawn tokens of active rows and moves each row to its new status."""
     length = state.tokens.shape[2]
@@ -222,6 +225,7 @@ def append_observation(state: RolloutState, serving: Serving) -> RolloutState:
     )
 
 
+@jax.named_scope("evr")
 def track_coordinates(
     forks: ForkState, draw: Draw, slot: jax.Array, tables: VocabularyTables, settings: LoopSettings
 ) -> tuple[ForkState, Asks]:
@@ -275,6 +279,7 @@ def track_coordinates(
     ), asks
 
 
+@jax.named_scope("evr")
 def spend_fork_budget(state: RolloutState, asks: Asks, keys: jax.Array, settings: LoopSettings) -> RolloutState:
     """Grants forks to those who ask now; settles the budget of groups whose base trajectories ended their first turn.
 

@@ -18,6 +18,7 @@ from medvr_jax.rollout.engine import RolloutEngine
 from medvr_jax.rollout.parts import PartedRollout
 from medvr_jax.training import abstract, sharding
 from medvr_jax.training.abstract import AbstractRun
+from medvr_jax.training.rewarding import RewardSettings, combine, reward_arrays
 from medvr_jax.training.update import TrainBatch, update_sizes
 
 _NUMBER, _SHARE = np.int32(0), np.float32(0)  # numbers of the host, whatever they are
@@ -94,6 +95,12 @@ def join_programs(run: AbstractRun, engine: RolloutEngine, rollouts: PartedRollo
         part = {"prompt_inputs": inputs, "crop_features": abstract.crop_features(sized, groups)}
         part |= {name: getattr(state, name) for name in ("tokens", "positions", "feature_index")}
         yield Program(f"join {sized.rollout.prompt_bucket}", rollouts.join, ([part] * rollouts.parts,))
+
+
+def reward_program(run: AbstractRun, rewards: RewardSettings, groups: int) -> Program:
+    """What makes rewards and advantages of so many groups, those of this process."""
+    arrays = reward_arrays(groups, run.rollout.trajectories, run.rollout.tool_turns)
+    return Program("rewards", combine, (*arrays, rewards))
 
 
 def train_batches(run: AbstractRun, engine: RolloutEngine) -> Iterator[tuple[str, TrainBatch]]:

@@ -68,11 +68,13 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
             if step % config.evaluate_every == 0:
                 row |= evaluate(trainer, progress)
             began = time.perf_counter()
-            with profiled(workdir, step, config.report.profile_steps):
+            with profiled(workdir, step, config.report.profile_steps) as trace:
                 outcome = trainer.step(step)
             if step % config.report.rollouts_every == 0 or step == config.steps - 1:
                 write_step_rollouts(workdir, trainer, outcome, step)
-            row |= step_metrics(trainer, outcome) | {"time/step": time.perf_counter() - began}
+            row |= step_metrics(trainer, outcome) | {"time/step": time.perf_counter() - began - trace.seconds}
+            if trace.seconds:
+                row["time/profile"] = trace.seconds
             # The row comes first: a run killed after its checkpoint never goes back to write it.
             if metrics:
                 metrics.write(row | process.of(step))
