@@ -98,13 +98,19 @@ def zoom_boxes(rollout: Rollout, tool_turns: int) -> tuple[np.ndarray, np.ndarra
 def reward_rollout(rollout: Rollout, tool_turns: int, settings: RewardSettings) -> Rewards:
     """All rewards of a rollout, and the advantages of its groups."""
     well_formed = np.array([[_well_formed(trajectory) for trajectory in group] for group in rollout.trajectories])
+    looked = np.array([[trajectory.images > 0 for trajectory in group] for group in rollout.trajectories])
     boxes, valid = zoom_boxes(rollout, tool_turns)
-    return _combine(boxes, valid, _accuracies(rollout, settings.scheme), well_formed, settings)
+    return _combine(boxes, valid, looked, _accuracies(rollout, settings.scheme), well_formed, settings)
 
 
 @functools.partial(jax.jit, static_argnames="settings")
 def _combine(
-    boxes: jax.Array, valid: jax.Array, accuracy: jax.Array, well_formed: jax.Array, settings: RewardSettings
+    boxes: jax.Array,
+    valid: jax.Array,
+    looked: jax.Array,
+    accuracy: jax.Array,
+    well_formed: jax.Array,
+    settings: RewardSettings,
 ) -> Rewards:
     correct = accuracy >= 1.0
     format_ = (
@@ -116,6 +122,7 @@ def _combine(
         settings.tool,
         boxes,
         valid,
+        looked,
         correct,
         eta=settings.eta,
         high=settings.high,
