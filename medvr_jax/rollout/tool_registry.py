@@ -30,6 +30,7 @@ class Registered(NamedTuple):
 
 TOOLS = {
     "image_zoom_in_tool": Registered("zoom", "ZoomIn", boxes=True),
+    "image_window_tool": Registered("window", "Window", boxes=False),
 }
 
 
