@@ -13,14 +13,13 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import jax
 import numpy as np
-from PIL import Image
 
 from medvr_jax.inputs.chat import Encoder, Observation, Prompt, encode_observation
-from medvr_jax.inputs.images import PreparedImage, load_image
+from medvr_jax.inputs.images import OriginalImage, PreparedImage, load_original
 from medvr_jax.inputs.tokenizer import OPEN_CALL_TOKEN
 from medvr_jax.rollout.state import ACTIVE, DONE, TURN_ENDED
 from medvr_jax.rollout.tools import Tool, ToolResult, parse_tool_call, run_tool_call
-from medvr_jax.rollout.trajectories import ORIGINS, Trajectory, Turn
+from medvr_jax.rollout.trajectories import CROP, IMAGE, ORIGINS, Trajectory, Turn
 
 
 @jax.tree_util.register_dataclass
@@ -105,7 +104,7 @@ class TurnServer:
         self._ended = [["truncated"] * slots for _ in prompts]
         self._turn_start = np.ones((len(prompts), slots), np.int64)
         self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())  # images leave the interpreter's lock
-        self._originals: list[concurrent.futures.Future[Image.Image]] = []
+        self._originals: list[concurrent.futures.Future[OriginalImage]] = []
         self._read: dict[tuple[int, int], concurrent.futures.Future[ReadTurn]] = {}
         self._observations: dict[tuple[int, Hashable], concurrent.futures.Future[Observation]] = {}
         self._lock = threading.Lock()
@@ -114,9 +113,9 @@ class TurnServer:
         self._turn_began = 0  # among the groups' crops
 
     def read_originals(self) -> None:
-        """Begins to decode the images that tools will cut from, while the device is busy with the first turn."""
+        """Begins to decode the images that tools will work on, while the device is busy with the first turn."""
         if self._tools:
-            self._originals = [self._threads.submit(load_image, p.example.images[0]) for p in self._prompts]
+            self._originals = [self._threads.submit(load_original, p.example.images[0]) for p in self._prompts]
 
     def begin_serving(self, sampled: Sampled) -> None:
         """Begins to read the turns that have ended by now, and to run and prepare what they call, on threads.
@@ -172,9 +171,8 @@ class TurnServer:
             if not (fits and one.ended_properly):
                 self._turns[b][m].append(Turn(one.text, called=True, call_box=result.call_box))
                 continue
-            self._turns[b][m].append(
-                Turn(one.text, True, result.call_box, result.zoom, "crop" if result.image else result.error)
-            )
+            seen = result.error or (CROP if result.zoom else IMAGE)
+            self._turns[b][m].append(Turn(one.text, True, result.call_box, result.zoom, seen))
             # Positions only ever grow by what came before, text and image alike.
             start = int(serving.next_position[b, m])
             serving.status[b, m] = ACTIVE
@@ -205,10 +203,11 @@ class TurnServer:
         """The observation of a result, from position 0; made once for all of the group's that look alike."""
         with self._lock:
             if (group, _key(result)) not in self._observations:
-                self._observations[group, _key(result)] = self._threads.submit(
-                    encode_observation, self._encoder, 0, crop=result.image, error=result.error or ""
-                )
+                self._observations[group, _key(result)] = self._threads.submit(self._encode, result)
             return self._observations[group, _key(result)]
+
+    def _encode(self, result: ToolResult) -> Observation:
+        return encode_observation(self._encoder, 0, crop=result.image, error=result.error or "")
 
     def _place(self, group: int, key: Hashable, image: PreparedImage) -> int:
         """Where the crop stands among the group's, newly or since an earlier row or turn."""
@@ -263,11 +262,11 @@ class TurnServer:
             next_position=sampled.next_position.copy(),
         )
 
-    def _original(self, group: int) -> Image.Image:
+    def _original(self, group: int) -> OriginalImage:
         """The group's first image in full, decoded once per rollout."""
         return self._originals[group].result()
 
 
 def _key(result: ToolResult) -> Hashable:
     """Equal for results of one original that look alike to the policy."""
-    return result.error if result.image is None else result.key
+    return result.error if result.key is None else result.key

@@ -15,7 +15,8 @@ from medvr_jax.inputs.chat import Encoder, Prompt
 from medvr_jax.rollout.engine import RolloutEngine
 from medvr_jax.rollout.settings import RolloutSettings
 from medvr_jax.rollout.state import DONE, RolloutState
-from medvr_jax.rollout.tools import ToolCall, ToolResult, ZoomIn, run_tool_call
+from medvr_jax.rollout.tools import ToolCall, ToolResult, run_tool_call
+from medvr_jax.rollout.tools.zoom import ZoomIn
 from medvr_jax.rollout.trajectories import TokenArrays, Turn
 from medvr_jax.rollout.turns import Sampled, Serving, TurnServer, WaitingRow
 from tests.benchmarks.models import Model

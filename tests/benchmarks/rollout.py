@@ -33,7 +33,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from medvr_jax.inputs.chat import Encoder, Prompt, encode_observation  # noqa: E402
-from medvr_jax.inputs.images import load_image  # noqa: E402
+from medvr_jax.inputs.images import load_original  # noqa: E402
 from medvr_jax.rollout.trajectories import Rollout  # noqa: E402
 from tests.benchmarks import measure, models, peers, tables  # noqa: E402
 from tests.benchmarks.fixed_turns import Box, FixedTurnEngine, FixedTurns, make_engine  # noqa: E402
@@ -77,7 +77,7 @@ class PeerRollout:
         """Whole sequences `[M, n]`."""
         context = np.tile(self.prompt.token_ids, (self.slots, 1))
         pictures = [[self.picture] for _ in range(self.slots)]
-        image = load_image(self.prompt.example.images[0])
+        image = load_original(self.prompt.example.images[0])
         for turn, new in enumerate(self.turns.sampled):
             inputs = peers.make_inputs(context, pictures, self.encoder.image_id, self.dtype)
             tokens = peers.generate(self.model, inputs, new)
@@ -99,7 +99,7 @@ def check_tokens(rollout: Rollout, model: torch.nn.Module, engine: FixedTurnEngi
     prompt, host, turns = rollout.prompts[0], rollout.host, engine.turns
     tokens = np.concatenate([prompt.token_ids, host.tokens[0, row, 1:]])[None]
     pictures = [(image.patches, image.grid) for image in prompt.images]
-    image = load_image(prompt.example.images[0])
+    image = load_original(prompt.example.images[0])
     for turn in range(len(turns.sampled) - 1):
         crop = encode_observation(engine.encoder, 0, crop=turns.zoom(prompt, image, row, turn).image).image
         assert crop is not None
