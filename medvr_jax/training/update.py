@@ -94,7 +94,7 @@ class UpdateSettings:
 
 # Of the tokens and crops that responses of one length may have. At most a third of the kind that needs the larger size
 # is padding, if it is more than the smallest.
-FILLS = (8 / 27, 4 / 9, 2 / 3, 1.0)
+FILLS = (1 / 3, 0.5, 0.75, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
