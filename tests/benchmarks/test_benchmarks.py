@@ -16,9 +16,12 @@ import pytest
 from tests.benchmarks import (
     consensus,
     decode,
+    fixed_turns,
     loglog,
     measure,
+    models,
     profile_costs,
+    prompts,
     reading,
     rollout,
     scaling,
@@ -190,6 +193,29 @@ def test_profile_costs_by_phase(
     assert phases == [
         "| mlp | 4 | 40.0% |", "| entropy | 3 | 30.0% |", "| sampling | 2 | 20.0% |", "| other | 1 | 10.0% |",
     ]  # fmt: skip
+
+
+def test_the_decode_program_names_its_phases(tmp_path: Path) -> None:
+    model = models.load_model("nano", tmp_path)
+    encoder = models.make_encoder(model.folder, prompt_side=28, crop_side=28)
+    turns = fixed_turns.FixedTurns((3,), 0, lambda trajectory, turn: (0, 0, 28, 28))
+    engine = fixed_turns.make_engine(model, encoder, turns, slots=2, prompt_tokens=60, images=0)
+    program = engine.programs.decode
+
+    def compiled(*arguments: Any) -> Any:
+        text = program.lower(*arguments).compile().as_text()
+        (tmp_path / "decode.after_optimizations.txt").write_text(text)
+        return program(*arguments)
+
+    engine.programs = engine.programs._replace(decode=compiled)
+    decoding = engine.start(model.params, [prompts.make_prompt(encoder, 60, images=0)])
+    decoding.reset()
+    decoding.run()
+    names = profile_costs.read_names(tmp_path).values()
+    phases = {profile_costs.phase(name) for name in names}
+    assert phases >= {"attention", "mlp", "head", "sampling", "random", "entropy", "append"}
+    products = {profile_costs.phase(name) for name in names if "dot_general" in name}
+    assert products == {"attention", "mlp", "head"}
 
 
 @pytest.mark.parametrize("arguments", [["/no/such"], [".", "--hlo=/no/such"]])
