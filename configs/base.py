@@ -67,6 +67,7 @@ def get_config() -> ConfigDict:
     data.test_examples = 512  # examples of an evaluation, one greedy trajectory each
     data.evaluation_batch = 64  # of these at a time
     data.synthetic = section()  # the synthetic task; ignored by others
+    data.synthetic.hidden_by = "size"  # size (a zoom shows it) | contrast (a window does): what hides a lesion's class
     data.synthetic.image_side = 448  # pixels
     data.synthetic.lesion_side = 28  # diameter of the lesion in pixels
     data.synthetic.period = 7.0  # of the lesion's stripes in pixels; their direction is the class

@@ -8,17 +8,25 @@ about six minutes:
 
 writes runs/warmup/export, whose copy the assets folder is. Other seeds make checkpoints of the same kind, of which not
 all learn as well: it depends on how much of the pointing at markers is left for lesions.
+
+`--config=configs/tiny_warmup.py:window` makes medvr_jax/assets/tiny_window in the same way: for faint lesions, it
+teaches to say how bright one is, to call the tool with one of six windows, and to read a lesion that a window shows. It
+never shows which window that is: the windows to call are drawn at random.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, variants
 
 
-def get_config() -> ConfigDict:
-    """base.py's fields and a section of its own; of the former only seed, trainer and data.synthetic are used."""
+def get_config(variant: str = "zoom") -> ConfigDict:
+    """base.py's fields and a section of its own; of the former only seed, trainer and data.synthetic are used.
+
+    Variants: `zoom`, `window`: the tool.
+    """
+    word = variants.parse(variant, ("zoom", "window"), {}).word
     config = base.get_config()
     config.trainer = "supervised"
     config.seed = 2
@@ -43,8 +51,7 @@ def get_config() -> ConfigDict:
     warmup.vision.num_heads = 4
     warmup.vision.full_attention_blocks = (1,)
 
-    warmup.box_side = 42  # every box is a square of this side, in pixels of the overview …
-    warmup.box_step = 14  # … on a lattice of this pitch: 36 boxes
+    warmup.dtype = "float32"  # of the file
     warmup.temperature = 1.25  # trained hotter than sampled, so that at temperature 1 stray tokens are rare
     warmup.pool = 1024  # different images of each kind
     warmup.learning_rate = 2e-3
@@ -52,22 +59,46 @@ def get_config() -> ConfigDict:
     warmup.max_grad_norm = 1.0
     warmup.log_every = 20
 
-    warmup.tower_steps = 200  # stage 1: the tower alone tells crops' classes and markers' places
-    warmup.probe_batch = 64  # crops, and as many markers
+    warmup.tower_steps = 200  # stage 1: the tower alone tells classes, and where or how bright something is
+    warmup.probe_batch = 64  # images of either kind
+    warmup.mixed_learning_rate = 3e-3  # the highest, in the last stage
+    warmup.mixed_steps = 180  # the last stage: all together; the learning rate falls to 0
+    warmup.rows = 4  # trajectories of a prompt that asks for the lesion
+    warmup.direct_batch = 8  # prompts answered at once, without a look
+    warmup.answer_weight = 4.0  # of the tokens that name the class, against 1 for others
+    if word == "window":
+        _window(config)
+    else:
+        _zoom(warmup)
+    return config
+
+
+def _zoom(warmup: ConfigDict) -> None:
+    """What pointing and zooming need."""
+    warmup.box_side = 42  # every box is a square of this side, in pixels of the overview …
+    warmup.box_step = 14  # … on a lattice of this pitch: 36 boxes
     warmup.ground_steps = 600  # stage 2: point at the marker; at most so many steps …
     warmup.ground_until = 0.95  # … for it ends when this share of a log line's boxes is wholly right
     warmup.ground_batch = 64
     warmup.probe_weight = 0.1  # stage 1 goes on with this weight and a quarter of its batch
-    warmup.mixed_learning_rate = 3e-3  # the highest, in stage 3
-    warmup.mixed_steps = 180  # stage 3: format, reading and pointing together; the learning rate falls to 0
     warmup.lesion_batch = 4  # prompts that ask for the lesion …
     warmup.decoy_batch = 4  # … or for one where there is a marker only …
-    warmup.rows = 4  # … each with this many trajectories
     warmup.reading_batch = 2  # prompts whose crops of the lesion are read, with as many rows
     warmup.marker_batch = 12
-    warmup.direct_batch = 8  # prompts answered at once, without a zoom
-    warmup.answer_weight = 4.0  # of the tokens that name the class, against 1 for others
     warmup.ground_box_weight = 10.0  # of coordinates when pointing at the marker, in stage 2
     warmup.marker_box_weight = 2.0  # … and in stage 3
     warmup.random_box_weight = 0.6  # of the random coordinates for lesions
-    return config
+
+
+def _window(config: ConfigDict) -> None:
+    """What a window needs."""
+    variants.faint_lesions(config)
+    warmup = config.warmup
+    warmup.dtype = "bfloat16"
+    warmup.pool = 512
+    warmup.tower_steps = 120
+    warmup.window_width = 4  # grey values around each of the levels that lesions have: six windows
+    warmup.lesion_batch = 8  # prompts that ask for the lesion, with random windows
+    warmup.reading_batch = 16  # prompts whose lesions are read in the window that shows them
+    warmup.naming_weight = 2.0  # of the word that says how bright the lesion is
+    warmup.random_window_weight = 0.6  # of the random windows

@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from medvr_jax.errors import UserError
 
-ROWS = {  # the paper's ablation: tools, forks, tool reward
+Row = tuple[tuple[str, ...], bool, str]  # tools, forks, tool reward
+ROWS: dict[str, Row] = {  # the paper's ablation
     "text": ((), False, "none"),
     "zoom": (("image_zoom_in_tool",), False, "conditional"),
     "evr": (("image_zoom_in_tool",), True, "conditional"),
@@ -59,19 +60,29 @@ def parse(text: str, words: Sequence[str], settings: Mapping[str, str]) -> Varia
     return Variant(word, found)
 
 
-def apply_medvr(config: ConfigDict, text: str) -> str:
-    """Sets tools, forks and tool reward of MedVR's variant `text`; returns the ablation's row.
+def faint_lesions(config: ConfigDict) -> None:
+    """Synthetic lesions that only a window shows; large enough to be read in the overview, could they be seen."""
+    config.data.synthetic.hidden_by = "contrast"
+    config.data.synthetic.image_side = 224
+    config.data.synthetic.lesion_side = 80
+    config.data.synthetic.period = 16.0
+    config.data.synthetic.margin = 0.3
+
+
+def apply_medvr(config: ConfigDict, text: str, more: Mapping[str, Row] | None = None) -> str:
+    """Sets tools, forks and tool reward of MedVR's variant `text`; returns the ablation's row, or that of `more` rows.
 
     A row of the ablation (`full` where there is none), `reward=` for the designs of the tool reward and `gamma=` for
     EVR's. They must fit: text has nothing to reward, cca is a reward already, and gamma needs forks.
     """
-    variant = parse(text, tuple(ROWS), {"reward": "|".join(REWARDS), "gamma": "NUMBER"})
+    rows = ROWS | (more or {})
+    variant = parse(text, tuple(rows), {"reward": "|".join(REWARDS), "gamma": "NUMBER"})
     row = variant.word or "full"
-    config.rollout.tools, config.evr.enabled, config.rewards.tool = ROWS[row]
+    config.rollout.tools, config.evr.enabled, config.rewards.tool = rows[row]
     if "reward" in variant.settings:
         config.rewards.tool = _reward(row, variant.settings["reward"])
     if "gamma" in variant.settings:
-        config.evr.gamma = _gamma(row, variant.settings["gamma"])
+        config.evr.gamma = _gamma(row, variant.settings["gamma"], forks=config.evr.enabled)
     return row
 
 
@@ -86,14 +97,14 @@ def _reward(row: str, value: str) -> str:
     return REWARDS[value]
 
 
-def _gamma(row: str, value: str) -> float:
+def _gamma(row: str, value: str, *, forks: bool) -> float:
     try:
         gamma = float(value)
     except ValueError:
         gamma = math.nan
     if not 0 <= gamma < math.inf:
         raise UserError(f"--config: found variant 'gamma={value}', allowed are numbers from 0 on")
-    if not ROWS[row][1]:
+    if not forks:
         raise UserError(
             f"--config: found variant '{row},gamma={value}', but {row} has no forks; allowed with evr, full"
         )

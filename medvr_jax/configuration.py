@@ -44,6 +44,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.remat": ("none", "dots", "block"),
     "optimizer.moment_dtype": ("float32", "bfloat16"),
     "data.name": ("synthetic", "jsonl", "sets"),
+    "data.synthetic.hidden_by": ("size", "contrast"),
     "data.on_error": ("refuse", "skip"),
     "data.check_images": ("pixels", "header"),
     "data.filter_rule": ("strict", "medevalkit"),

@@ -128,6 +128,7 @@ def test_overrides_have_the_type_of_their_field(model_folder: Path) -> None:
         ("optimizer.learning_rate", "nan", "optimizer.learning_rate: found nan, allowed is a finite number"),
         ("optimizer.learning_rate", "0", "optimizer.learning_rate: found 0.0, allowed is more than 0"),
         ("rollout.tools", "windowing", "rollout.tools: found 'windowing', allowed are image_zoom_in_tool"),
+        ("data.synthetic.hidden_by", "depth", "data.synthetic.hidden_by: found 'depth', allowed are size, contrast"),
         ("rewards.tool", "cca", "rewards.tool: found 'cca', allowed are consensus, conditional"),
     ],
 )

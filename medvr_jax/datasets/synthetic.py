@@ -1,8 +1,10 @@
-"""The embedded task: a small lesion that the overview shows as a spot, and whose class only a zoom can tell.
+"""The embedded task: a lesion that the overview shows as a spot, and whose class only a tool can tell.
 
 A grey image with a dark border and a textured body holds one disc lesion with stripes; the class is the direction of
-the stripes. All classes are equally bright, and the stripes are too fine for the overview. Every example is a pure
-function of (seed, split, index); splits and indices never share a random stream.
+the stripes. All classes are equally bright. Either the stripes are too fine for the overview, and a zoom shows them; or
+they are too faint for it, less than half of one of its 256 grey values in a 16-bit file, and a window around the
+lesion's own grey value shows them, which is another one from image to image. Every example is a pure function of (seed,
+split, index); splits and indices never share a random stream.
 """
 
 from __future__ import annotations
@@ -23,6 +25,10 @@ SPLITS: tuple[Split, ...] = ("train", "test", "warmup")
 CLASSES = ("level stripes", "upright stripes", "rising stripes", "falling stripes")
 # Per class the direction (x, y) along which the brightness oscillates; y points downwards.
 _WAVE_DIRECTIONS = np.array([[0.0, 1.0], [1.0, 0.0], [0.70710678, 0.70710678], [0.70710678, -0.70710678]])
+# Of lesions with faint stripes: the grey value may be one less or more, the stripes' amplitude stays under half of one.
+FAINT_LEVELS = (56, 88, 120, 152, 184, 216)
+FAINT_AMPLITUDE, FAINT_LIMIT = 0.45, 0.49
+DEEP = 257  # values of a 16-bit file for each of an overview's 256 grey values
 LESION_WORD = "lesion"
 MARKER_WORD = "square"
 
@@ -33,11 +39,13 @@ def question(word: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A drawn image [side, side] uint8, the class of its lesion, and the true box in pixels (x1, y1, x2, y2)."""
+    """A drawn image [side, side] uint8, or uint16 with faint stripes; the class of its lesion; the true box in pixels
+    (x1, y1, x2, y2); of a faint lesion which of FAINT_LEVELS it has."""
 
     pixels: np.ndarray
     label: int
     box: tuple[int, int, int, int]
+    level: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +58,7 @@ class SyntheticTask:
     period: float = 7.0  # of the stripes
     texture_cells: int = 14  # cells of the body's texture along a side
     margin: float = 0.18  # lesion centres keep this share of the side from the border
+    hidden_by: str = "size"  # size | contrast: what keeps the stripes from being seen in the overview
 
     def __post_init__(self) -> None:
         if not 0 < self.lesion_side <= self.image_side * (1 - 2 * self.margin):
@@ -63,7 +72,10 @@ class SyntheticTask:
         return self._example(split, index, self.scene(split, index), LESION_WORD)
 
     def marker_example(self, split: Split, index: int) -> Example:
-        """As `example`, with the lesion painted out, a plain bright square elsewhere, and asked about that square."""
+        """As `example`, with the lesion painted out, a plain bright square elsewhere, and asked about that square.
+
+        Of lesions hidden by size only.
+        """
         return self._example(split, index, self.scene(split, index, marker=True), MARKER_WORD)
 
     def scene(self, split: Split, index: int, marker: bool = False) -> Scene:
@@ -75,12 +87,16 @@ class SyntheticTask:
         label = int(rng.integers(len(CLASSES)))
         phase = rng.uniform(0, 2 * np.pi)
         x, y = (int(v) for v in corner)
+        box = (x, y, x + self.lesion_side, y + self.lesion_side)
+        if self.hidden_by == "contrast":
+            level, shift = int(rng.integers(len(FAINT_LEVELS))), int(rng.integers(-1, 2))
+            return Scene(self._faint(pixels, box, label, phase, FAINT_LEVELS[level] + shift), label, box, level)
         window = pixels[y : y + self.lesion_side, x : x + self.lesion_side]
         if marker:
             window[:] = rng.integers(160, 240)
         else:
             self._draw_lesion(window, label, phase)
-        return Scene(pixels, label, (x, y, x + self.lesion_side, y + self.lesion_side))
+        return Scene(pixels, label, box)
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
         """Dark border, bright body disc with a smooth texture of few grey levels (cheap to compress)."""
@@ -94,29 +110,47 @@ class SyntheticTask:
         return np.where(inside, 72 + (texture >> 5 << 3), 12).astype(np.uint8)
 
     def _draw_lesion(self, window: np.ndarray, label: int, phase: float) -> None:
+        stripes, disc = self._stripes(label, phase, 178, 70)
+        window[disc] = np.clip(np.round(stripes[disc]), 0, 255).astype(np.uint8)
+
+    def _faint(
+        self, background: np.ndarray, box: tuple[int, int, int, int], label: int, phase: float, level: int
+    ) -> np.ndarray:
+        """[side, side] uint16: the background darker than every lesion, and a mark in a corner, as radiographs have;
+        black and white are in it, so that the overview is the file's values divided by DEEP, and rounded."""
+        darker = np.where(background > 12, 16 + (background - np.uint8(72)) // 2, 0).astype(np.uint16) * DEEP
+        darker[: self.image_side // 28, : self.image_side // 28] = 255 * DEEP
+        stripes, disc = self._stripes(label, phase, level, FAINT_AMPLITUDE)
+        values = np.round(np.clip(stripes, level - FAINT_LIMIT, level + FAINT_LIMIT) * DEEP).astype(np.uint16)
+        darker[box[1] : box[3], box[0] : box[2]][disc] = values[disc]
+        return darker
+
+    def _stripes(self, label: int, phase: float, mean: float, amplitude: float) -> tuple[np.ndarray, np.ndarray]:
+        """Brightness of a lesion's square [lesion_side, lesion_side] float64, and the disc of it that is lesion."""
         side = self.lesion_side
         axis = np.arange(side) - (side - 1) / 2
         along = _WAVE_DIRECTIONS[label][0] * axis[None, :] + _WAVE_DIRECTIONS[label][1] * axis[:, None]
-        stripes = 178 + 70 * np.sin(2 * np.pi * along / self.period + phase)
+        stripes = mean + amplitude * np.sin(2 * np.pi * along / self.period + phase)
         disc = axis[None, :] ** 2 + axis[:, None] ** 2 <= (side / 2) ** 2
-        stripes += 178 - stripes[disc].mean()  # every lesion has the same mean, whatever its phase and class
-        window[disc] = np.clip(np.round(stripes[disc]), 0, 255).astype(np.uint8)
+        return stripes + (mean - stripes[disc].mean()), disc  # the same mean, whatever the phase and the class
 
     def _example(self, split: Split, index: int, scene: Scene, word: str) -> Example:
+        faint = "faint-" if self.hidden_by == "contrast" else ""
         return Example(
-            id=f"synthetic-{self.seed}-{split}-{index}-{word}",
+            id=f"synthetic-{self.seed}-{split}-{index}-{faint}{word}",
             images=(encode_png(scene.pixels),),
             question=question(word),
             options=CLASSES,
             answer="ABCD"[scene.label],
             answer_kind="choice",
             modality="synthetic",
-            boxes=(tuple(v / self.image_side for v in scene.box),),
+            # With a contrast there is nowhere to zoom in on.
+            boxes=(tuple(v / self.image_side for v in scene.box),) if self.hidden_by == "size" else (),
         )
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
-    """Grey pixels [side, side] uint8 -> PNG bytes, at the speed of run-length compression."""
+    """Grey pixels [side, side] uint8 or uint16 -> PNG bytes, at the speed of run-length compression."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1, compress_type=zlib.Z_RLE)
     return buffer.getvalue()

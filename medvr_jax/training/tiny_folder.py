@@ -6,6 +6,7 @@ with Qwen2.5's special tokens and pre-tokenisation (digits singly), trained on t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,14 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from medvr_jax.datasets.synthetic import CLASSES, LESION_WORD, MARKER_WORD, question
+from medvr_jax.datasets.synthetic import CLASSES, FAINT_LEVELS, LESION_WORD, MARKER_WORD, question
 from medvr_jax.models.config import BackboneConfig, TextConfig, VisionConfig
+from medvr_jax.rollout.tools.window import Window
 from medvr_jax.rollout.tools.zoom import ZoomIn
 
 # The system prompts of the warm-up; the quick start's configuration has the same.
 TINY_ZOOM_SYSTEM = "Zoom in, then answer."
+TINY_WINDOW_SYSTEM = "Change the contrast, then answer."
 TINY_DIRECT_SYSTEM = "Answer at once."
 
 # Qwen2.5's added tokens in their order; the flag says whether the tokenizer calls them special.
@@ -70,8 +73,9 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-# What the warm-up policy thinks before it looks, and what it says it saw.
+# What the warm-up policy thinks before it looks: with a zoom nothing much, with a window how bright the lesion is.
 LOOK_THOUGHTS = ("I look closer.", "I zoom in.")
+LEVEL_WORDS = ("black", "dark", "dim", "grey", "bright", "white")
 # General sentences, so that a user's own text does not fall into single bytes at once.
 _SENTENCES = (
     "The image shows a scan of the chest, the brain, the liver or the skin.",
@@ -82,22 +86,47 @@ _SENTENCES = (
 )
 
 
+def level_thought(level: int) -> str:
+    """The thought before a window, on a lesion of this one of `FAINT_LEVELS`."""
+    return f"The lesion is {LEVEL_WORDS[level]}."
+
+
 def seen_thought(text: str) -> str:
     """The thought of the answering turn."""
     return f"It shows {text}."
 
 
+@dataclasses.dataclass(frozen=True)
+class Speech:
+    """What a policy with one tool says and is told: system prompt, thoughts before a look, an example of a call."""
+
+    system: str
+    thoughts: tuple[str, ...]
+    call: str
+
+
+ZOOM_SPEECH = Speech(
+    TINY_ZOOM_SYSTEM, LOOK_THOUGHTS, json.dumps({"name": ZoomIn.name, "arguments": {"bbox_2d": [0, 14, 42, 56]}})
+)
+WINDOW_SPEECH = Speech(
+    TINY_WINDOW_SYSTEM,
+    tuple(map(level_thought, range(len(FAINT_LEVELS)))),
+    json.dumps({"name": Window.name, "arguments": {"window": [54, 58]}}),
+)
+
+
 def write_tiny_folder(
-    folder: str | Path, *, vocabulary: int, initializer_range: float, text: dict, vision: dict
+    folder: str | Path, speech: Speech, *, vocabulary: int, initializer_range: float, text: dict, vision: dict
 ) -> BackboneConfig:
     """Writes everything but the weights; returns the model configuration.
 
-    vocabulary: BPE tokens before the added ones. text, vision: shape fields of TextConfig and VisionConfig; the
-    embedding gets 2 % more rows than there are tokens, rounded up to a multiple of 64, as the real models have.
+    speech: what the tokenizer learns beside the task's text. vocabulary: BPE tokens before the added ones. text,
+    vision: shape fields of TextConfig and VisionConfig; the embedding gets 2 % more rows than there are tokens, rounded
+    up to a multiple of 64, as the real models have.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = train_tokenizer(vocabulary)
+    tokenizer = train_tokenizer(vocabulary, speech)
     tokenizer.save_pretrained(folder)
     ids = tokenizer.get_vocab()
     config = BackboneConfig(
@@ -142,7 +171,7 @@ def write_tiny_folder(
     return config
 
 
-def train_tokenizer(vocabulary: int) -> Qwen2Tokenizer:
+def train_tokenizer(vocabulary: int, speech: Speech = ZOOM_SPEECH) -> Qwen2Tokenizer:
     """A byte-level BPE of `vocabulary` tokens, then Qwen2.5's added tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -159,7 +188,7 @@ def train_tokenizer(vocabulary: int) -> Qwen2Tokenizer:
         show_progress=False,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(_corpus(speech), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     result = Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
     # Qwen2Tokenizer adds <|endoftext|> by itself; the others follow in Qwen2.5's order.
@@ -169,17 +198,16 @@ def train_tokenizer(vocabulary: int) -> Qwen2Tokenizer:
     return result
 
 
-def _corpus() -> Iterator[str]:
+def _corpus(speech: Speech) -> Iterator[str]:
     """The task's own text several times over, so that its words become single tokens, then the general sentences."""
-    call = json.dumps({"name": ZoomIn.name, "arguments": {"bbox_2d": [0, 14, 42, 56]}})
     task = [
         "user\n<tool_response></tool_response>\n",
         "system\nassistant\n",
-        TINY_ZOOM_SYSTEM,
+        speech.system,
         TINY_DIRECT_SYSTEM,
         *(question(word) for word in (LESION_WORD, MARKER_WORD)),
         *(f"\n{letter}. {text}" for letter, text in zip("ABCD", CLASSES, strict=True)),
-        *(f"<think>{thought}</think>\n{call}" for thought in LOOK_THOUGHTS),
+        *(f"<think>{thought}</think>\n{speech.call}" for thought in speech.thoughts),
         *(
             f"<think>{seen_thought(text)}</think><answer>{letter}</answer>"
             for letter, text in zip("ABCD", CLASSES, strict=True)

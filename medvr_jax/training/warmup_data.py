@@ -1,8 +1,7 @@
-"""What the supervised warm-up learns from: trajectories with exactly the rollout's token layout.
+"""What a supervised warm-up learns from: trajectories with exactly the rollout's token layout.
 
-Kinds of trajectories: a lesion asked for and a random box zoomed in on; a lesion asked for, the zoom on it, only the
-reading trained; a marker asked for, the box on it; a lesion asked for and answered at once, at random. No trajectory
-whose box is trained shows where a lesion is.
+Here is what those of all tools have in common, and the one without a tool: a lesion asked for and answered at once, at
+random. A tool's own are in `warmup_boxes.py` and `warmup_window.py`.
 """
 
 from __future__ import annotations
@@ -13,49 +12,16 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from PIL import Image
 
 from medvr_jax.datasets.example import Example
 from medvr_jax.datasets.synthetic import CLASSES
-from medvr_jax.evaluation.grounding import hit
 from medvr_jax.inputs.batches import PromptBatch, batch_prompts
-from medvr_jax.inputs.boxes import Box, check_zoom_box, normalise_box
 from medvr_jax.inputs.chat import Encoder, Prompt, encode_observation, encode_prompt
-from medvr_jax.inputs.images import PreparedImage, load_image, pack_images
+from medvr_jax.inputs.images import PreparedImage, pack_images
 from medvr_jax.models.config import VisionConfig
 from medvr_jax.models.vision import ImageBatch
-from medvr_jax.rollout.tools.zoom import ZoomIn
-from medvr_jax.training.tiny_folder import LOOK_THOUGHTS, seen_thought
-
-
-@dataclasses.dataclass(frozen=True)
-class Lattice:
-    """The boxes that the warm-up speaks of: squares of one side on a lattice, in pixels of a square overview."""
-
-    overview: int
-    side: int
-    step: int
-
-    @functools.cached_property
-    def boxes(self) -> list[tuple[int, int, int, int]]:
-        starts = range(0, self.overview - self.side + 1, self.step)
-        return [(x, y, x + self.side, y + self.side) for y in starts for x in starts]
-
-    def random(self, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        """A box whatever the image shows; along each axis the two outermost positions are twice as likely."""
-        starts = range(0, self.overview - self.side + 1, self.step)
-        shares = np.array([2.0 if start in (starts[0], starts[-1]) else 1.0 for start in starts])
-        x, y = (int(v) for v in rng.choice(starts, size=2, p=shares / shares.sum()))
-        return (x, y, x + self.side, y + self.side)
-
-    def nearest(self, true: Box) -> tuple[int, int, int, int]:
-        """The box whose centre is nearest to that of the normalised box."""
-        x, y = ((a + b) / 2 * self.overview for a, b in ((true[0], true[2]), (true[1], true[3])))
-        half = self.side / 2
-        return min(self.boxes, key=lambda box: (box[0] + half - x) ** 2 + (box[1] + half - y) ** 2)
-
-    def hitting(self, true: Box) -> list[tuple[int, int, int, int]]:
-        """All boxes that hit the normalised box."""
-        return [box for box in self.boxes if hit(normalise_box(box, (self.overview, self.overview)), true)]
+from medvr_jax.training.tiny_folder import seen_thought
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,18 +51,10 @@ class RowBatch:
 class RowMaker:
     """Builds trajectories. Everything random comes from the generator that each call is given."""
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        lattice: Lattice,
-        *,
-        answer_weight: float,
-        random_box_weight: float,
-    ) -> None:
-        """The weights are of the tokens that name the class, and of coordinates; all others weigh 1."""
-        self.encoder, self.lattice = encoder, lattice
+    def __init__(self, encoder: Encoder, *, answer_weight: float) -> None:
+        """`answer_weight` is that of the tokens that name the class; others weigh 1."""
+        self.encoder = encoder
         self._answer_weight = answer_weight
-        self._random_box_weight = random_box_weight
         self._tokens = functools.lru_cache(maxsize=None)(self._encode)
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -105,48 +63,43 @@ class RowMaker:
     def prompt(self, example: Example) -> Prompt:
         return encode_prompt(example, self.encoder)
 
-    def zoom(self, prompt: Prompt, rng: np.random.Generator, *, on_lesion: bool) -> Row:
-        """Zoom and answer. A box on the lesion carries no loss; a random box does, and misses more often than not."""
-        example = prompt.example
-        hitting = self.lattice.hitting(example.boxes[0])
-        box = hitting[rng.integers(len(hitting))] if on_lesion else self.lattice.random(rng)
-        call, call_weights = self._call(box, rng, weight=0.0 if on_lesion else 1.0, box_weight=self._random_box_weight)
-        answer, answer_weights = self._answer(example.answer, weight=self._answer_weight if on_lesion else 1.0)
-        image = prompt.images[0]
-        zoom = check_zoom_box(list(box), image.resized_size, image.original_size)
-        crop = load_image(example.images[0]).crop(zoom.original)
-        seen = encode_observation(self.encoder, prompt.next_position + len(call), crop=crop)
+    def direct(self, prompt: Prompt, rng: np.random.Generator) -> Row:
+        """An answer without a look, at random: the overview is not to be read."""
+        letter = "ABCD"[rng.integers(len(CLASSES))]
+        return self._row(prompt, *self._answer(letter, weight=1.0))
+
+    def look(
+        self,
+        prompt: Prompt,
+        call: tuple[np.ndarray, np.ndarray],
+        image: Image.Image,
+        *,
+        answer_weight: float,
+    ) -> Row:
+        """A first turn's tokens and weights, the image that comes back, and the true answer."""
+        tokens, weights = call
+        answer, answer_weights = self._answer(prompt.example.answer, weight=answer_weight)
+        seen = encode_observation(self.encoder, prompt.next_position + len(tokens), crop=image)
         silent = np.zeros(len(seen.token_ids), np.float32)
         return self._row(
             prompt,
-            np.concatenate([call, seen.token_ids, answer]),
-            np.concatenate([call_weights, silent, answer_weights]),
+            np.concatenate([tokens, seen.token_ids, answer]),
+            np.concatenate([weights, silent, answer_weights]),
             seen.positions,
             seen.feature_index,
-            after=len(call),
+            after=len(tokens),
             following=seen.next_position,
             image=seen.image,
         )
 
-    def point(self, prompt: Prompt, rng: np.random.Generator, box_weight: float) -> Row:
-        """The first turn alone, its box on what the prompt asks for: only for markers."""
-        call, weights = self._call(self.lattice.nearest(prompt.example.boxes[0]), rng, box_weight=box_weight)
-        return self._row(prompt, call, weights)
-
-    def direct(self, prompt: Prompt, rng: np.random.Generator) -> Row:
-        """An answer without a zoom, at random: the overview is not to be read."""
-        letter = "ABCD"[rng.integers(len(CLASSES))]
-        return self._row(prompt, *self._answer(letter, weight=1.0))
-
     def _call(
-        self, box: Sequence[int], rng: np.random.Generator, *, weight: float = 1.0, box_weight: float = 1.0
+        self, opening: str, arguments: str, *, weight: float, argument_weight: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        thought = LOOK_THOUGHTS[rng.integers(len(LOOK_THOUGHTS))]
-        opening = f'<think>{thought}</think><tool_call>{{"name": "{ZoomIn.name}", "arguments": {{"bbox_2d": ['
-        parts = [self._tokens(text) for text in (opening, ", ".join(map(str, box)), "]}}</tool_call><|im_end|>")]
+        """Tokens and weights of a first turn whose arguments' list stands between its `opening` and the end."""
+        parts = [self._tokens(text) for text in (opening, arguments, "]}}</tool_call><|im_end|>")]
         whole = parts[0] + parts[1] + parts[2]
         weights = np.full(len(whole), weight, np.float32)
-        weights[len(parts[0]) : len(parts[0]) + len(parts[1])] *= box_weight
+        weights[len(parts[0]) : len(parts[0]) + len(parts[1])] *= argument_weight
         return np.asarray(whole, np.int32), weights
 
     def _answer(self, letter: str, *, weight: float) -> tuple[np.ndarray, np.ndarray]:

@@ -14,16 +14,17 @@ from medvr_jax.inputs.boxes import normalise_box
 from medvr_jax.inputs.chat import load_encoder
 from medvr_jax.rollout.tools import parse_tool_call
 from medvr_jax.training.tiny_folder import TINY_ZOOM_SYSTEM
-from medvr_jax.training.warmup_data import Lattice, Row, RowMaker
+from medvr_jax.training.warmup_boxes import BoxRowMaker, Lattice
+from medvr_jax.training.warmup_data import Row
 
 TINY = "medvr_jax/assets/tiny"
 
 
 @pytest.fixture(scope="module")
-def maker() -> RowMaker:
+def maker() -> BoxRowMaker:
     settings = tiny_warmup.get_config().warmup
     encoder = load_encoder(TINY, TINY_ZOOM_SYSTEM, prompt_patches=64, crop_patches=64)
-    return RowMaker(
+    return BoxRowMaker(
         encoder,
         Lattice(112, settings.box_side, settings.box_step),
         answer_weight=settings.answer_weight,
@@ -31,7 +32,7 @@ def maker() -> RowMaker:
     )
 
 
-def box_of(maker: RowMaker, row: Row) -> tuple[tuple[float, ...], np.ndarray]:
+def box_of(maker: BoxRowMaker, row: Row) -> tuple[tuple[float, ...], np.ndarray]:
     """The box in a row's call and the weights of its digits."""
     texts = [maker.encoder.tokenizer.decode([t]) for t in row.tokens.tolist()]
     first = next(i for i, text in enumerate(texts) if text.endswith("[")) + 1
@@ -41,7 +42,7 @@ def box_of(maker: RowMaker, row: Row) -> tuple[tuple[float, ...], np.ndarray]:
     return tuple(call.arguments["bbox_2d"]), row.weights[first:last]
 
 
-def test_trained_boxes_for_lesions_know_nothing_of_the_lesion(maker: RowMaker) -> None:
+def test_trained_boxes_for_lesions_know_nothing_of_the_lesion(maker: BoxRowMaker) -> None:
     """Each of the 36 boxes as often, whatever the image; boxes that are on the lesion carry no weight."""
     rng, task = np.random.default_rng(0), SyntheticTask()
     boxes, hits, chance = Counter(), 0, 0.0
@@ -60,7 +61,7 @@ def test_trained_boxes_for_lesions_know_nothing_of_the_lesion(maker: RowMaker) -
     assert abs(hits - chance) < 4 * np.sqrt(chance)
 
 
-def test_markers_are_pointed_at_and_are_no_lesions(maker: RowMaker) -> None:
+def test_markers_are_pointed_at_and_are_no_lesions(maker: BoxRowMaker) -> None:
     rng, task = np.random.default_rng(0), SyntheticTask()
     for index in range(20):
         example = task.marker_example("warmup", index)
@@ -73,7 +74,7 @@ def test_markers_are_pointed_at_and_are_no_lesions(maker: RowMaker) -> None:
         assert len(np.unique(scene.pixels[y1:y2, x1:x2])) == 1
 
 
-def test_an_observation_is_never_trained(maker: RowMaker) -> None:
+def test_an_observation_is_never_trained(maker: BoxRowMaker) -> None:
     rng, task = np.random.default_rng(0), SyntheticTask()
     row = maker.zoom(maker.prompt(task.example("warmup", 0)), rng, on_lesion=True)
     assert row.image is not None and not row.weights[row.feature_index >= 0].any()
