@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 Point = tuple[float, float | None]  # step, value; None where the value was not finite
 
 _WIDTH, _HEIGHT = 400, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 26
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 10, 10, 26
 _MOST_POINTS = 400
 
 

@@ -18,7 +18,7 @@ from medvr_jax.reports.text import escape, number, percent
 _TABLE_ROWS = 60
 
 
-def write_report(workdir: str | Path, groups_shown: int = 12, raster: int = 64) -> Path:
+def write_report(workdir: str | Path, groups_shown: int = 256, raster: int = 64) -> Path:
     """Writes `report/index.html` and `report/summary.md` of a run; returns the page's path.
 
     raster: side of the masks that the run's rewards were computed on.

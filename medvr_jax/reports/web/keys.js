@@ -7,10 +7,10 @@ const writeAddress = () => {
 };
 let ownAddress = null;
 
-const readAddress = () => {
-  const hash = location.hash.slice(1);
+const readAddress = (address = location.hash) => {
+  const hash = address.slice(1);
   if (root.dataset.sections.split(" ").includes(hash)) { openTab(hash); return; }
-  if (location.hash === ownAddress || !index.groups.length) return;
+  if (address === ownAddress || !index.groups.length) return;
   const wanted = new Map(hash.split("&").map((part) => part.split("=")));
   if (!wanted.has("step")) return;
   const place = index.groups.findIndex((group) => String(group.step) === wanted.get("step") && String(group.group) === wanted.get("group"));

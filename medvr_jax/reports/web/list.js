@@ -109,6 +109,10 @@ const toolbar = () => el("div", { class: "toolbar", role: "search" },
       renderList();
     } }, el("option", { value: "all" }, "all"), steps.map((step) =>
       el("option", { value: step, selected: step === state.step }, step.toLocaleString("en"))))),
+  el("label", { class: "pick" }, el("span", {}, "Order"),
+    el("select", { id: "order", onchange: (event) => { state.order = event.target.value; renderList(); } },
+      ORDERS.filter(usable).map(([name, label]) => el("option", { value: name }, label)))),
+  searchField,
   el("div", { class: "chips", role: "group", "aria-label": "Show only" }, FILTERS.filter(usable).map(([name, label]) =>
     el("button", { type: "button", class: "chip", "data-filter": name, "aria-pressed": "false", onclick: (event) => {
       const on = !state.filters.has(name);
@@ -116,7 +120,4 @@ const toolbar = () => el("div", { class: "toolbar", role: "search" },
       event.currentTarget.setAttribute("aria-pressed", String(on));
       renderList();
     } }, label))),
-  el("label", { class: "pick" }, el("span", {}, "Order"),
-    el("select", { id: "order", onchange: (event) => { state.order = event.target.value; renderList(); } },
-      ORDERS.filter(usable).map(([name, label]) => el("option", { value: name }, label)))),
-  searchField, count);
+  count);

@@ -6,6 +6,7 @@ if (byId("viewer")) {
   state.step = steps.at(-1) ?? null;
   byId("viewer").append(toolbar(), el("div", { class: "columns" }, el("div", { class: "groups", id: "groups" }, list), detail));
 }
+const asked = location.hash;
 openTab(root.dataset.tab);
-addEventListener("hashchange", readAddress);
-readAddress();
+addEventListener("hashchange", () => readAddress());
+readAddress(asked);

@@ -5,10 +5,10 @@ const forkButtons = (group, t, position, inherited) => marksOf(t).filter((mark) 
   all.filter((d) => d.granted && group.bySlot.has(d.child)).map((d) => el("button", {
     type: "button", class: "branch", "data-child": d.child, title: decisionText(d), onclick: () => follow(d.child),
     "aria-label": `Forked into trajectory ${d.child}: ${decisionText(d)}`,
-  }, `⑂ ${d.child}`))).concat(!inherited && t.fork === position && group.bySlot.has(t.parent) ? el("button", {
+  }, `fork → ${d.child}`))).concat(!inherited && t.fork === position && group.bySlot.has(t.parent) ? el("button", {
   type: "button", class: "branch origin", title: `Everything before is shared with ${t.parent}`, onclick: () => select(t.parent, position),
   "aria-label": `Forked from trajectory ${t.parent} here`,
-}, `⑂ from ${t.parent}`) : []);
+}, `← from ${t.parent}`) : []);
 
 const searched = (t, segment) => {
   const hits = new Set();
