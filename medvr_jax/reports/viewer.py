@@ -27,8 +27,8 @@ _SCRIPTS = (
     "group.js", "keys.js", "start.js",
 )  # fmt: skip
 
-_PLACE = """<div id="viewer"></div><noscript><p class="empty">Trajectories are shown by this page's own script, and
-scripts are switched off here. Everything else is on this page.</p></noscript>"""
+_PLACE = """<div id="viewer"><p class="empty">Trajectories are shown by this page's own script, and scripts are switched
+off here. Everything else is on this page.</p></div>"""
 
 
 def groups_page(

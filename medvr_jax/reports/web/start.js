@@ -4,7 +4,7 @@ byId("top").append(el("div", { class: "tools" }, themeChoice(),
 document.body.append(help, spoken);
 if (byId("viewer")) {
   state.step = steps.at(-1) ?? null;
-  byId("viewer").append(toolbar(), el("div", { class: "columns" }, el("div", { class: "groups", id: "groups" }, list), detail));
+  byId("viewer").replaceChildren(toolbar(), el("div", { class: "columns" }, el("div", { class: "groups", id: "groups" }, list), detail));
 }
 const asked = location.hash;
 openTab(root.dataset.tab);
