@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +100,34 @@ def make_token_tables(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> To
         end_of_turn_id=ids[END_OF_TURN_TOKEN],
         image_id=ids[IMAGE_TOKEN],
     )
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> list[str]:
+    """The text of each token; together they are `tokenizer.decode(token_ids)` without image placeholders.
+
+    A character whose bytes are spread over tokens stands with the last of them, the others are empty there.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    names = tokenizer.convert_ids_to_tokens([int(token_id) for token_id in token_ids])
+    pieces = ["" if name is None or name == IMAGE_TOKEN else decoder.decode(_token_bytes(name)) for name in names]
+    if pieces:
+        pieces[-1] += decoder.decode(b"", final=True)
+    return pieces
+
+
+def _token_bytes(name: str) -> bytes:
+    """The bytes of a token, which a byte-level vocabulary writes as characters of `_BYTES`; added tokens are text."""
+    if all(character in _BYTES for character in name):
+        return bytes(_BYTES[character] for character in name)
+    return name.encode()
+
+
+def _byte_characters() -> dict[str, int]:
+    """Character -> byte, as GPT-2's byte-level vocabularies have it: printable Latin-1 stands for itself, the other
+    bytes are written as the characters from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_characters()

@@ -23,12 +23,14 @@ Trajectory = Mapping[str, Any]
 _TAG = re.compile(r"&lt;/?(?:think|tool_call|answer)&gt;|&lt;\|[a-z_]+\|&gt;")
 
 
-def group_card(workdir: Path, records: Sequence[Trajectory], name: str, raster: int) -> str:
-    """One group (trajectories of one prompt) as an <article>; `name` is unique on the page, `raster` is the masks'."""
+def group_card(shown: tuple[str, tuple[int, int]], records: Sequence[Trajectory], name: str, raster: int) -> str:
+    """One group (trajectories of one prompt) as an <article>; `name` is unique on the page, `raster` is the masks'.
+
+    shown: the image's address and size.
+    """
     records = sorted(records, key=lambda r: r["slot"])
-    first = records[0]
-    picture, size = load_picture(workdir, first.get("image"))
-    right = sum(r["correct"] for r in records)
+    first, (picture, size) = records[0], shown
+    right = sum(bool(r["correct"]) for r in records)
     zoomed = sum(bool(r["boxes"]) for r in records)
     decisions = [decision for r in records for decision in r["decisions"]]
     asked, granted = (sum(bool(d[key]) for d in decisions) for key in ("asked", "granted"))
@@ -71,8 +73,15 @@ def load_picture(workdir: Path, relative: str | None) -> tuple[str, tuple[int, i
     """An image of the run as a data address, and its size; an empty picture if there is none."""
     path = (workdir / relative).resolve() if relative else None
     if path is None or not path.is_file() or not path.is_relative_to((workdir / "rollouts").resolve()):
+        return picture_address(None)
+    return picture_address(path.read_bytes())
+
+
+def picture_address(encoded: bytes | None) -> tuple[str, tuple[int, int]]:
+    """The same of an encoded image."""
+    if encoded is None:
         return "data:,", (100, 100)
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(encoded)) as image:
         size = image.size
         smaller = io.BytesIO()
         image.convert("RGB").save(smaller, format="JPEG", quality=88)
@@ -89,7 +98,7 @@ def rectangle(box: Sequence[float], size: tuple[int, int]) -> str:
 def boxes_view(records: Sequence[Trajectory], name: str, size: tuple[int, int]) -> str:
     """Every trajectory's zoom boxes over the image."""
     drawn = []
-    for record in sorted(records, key=lambda r: r["correct"]):  # right ones on top
+    for record in sorted(records, key=lambda r: bool(r["correct"])):  # right ones on top
         path = "".join(rectangle(box, size) for box in record["boxes"])
         if path:
             kind = "right" if record["correct"] else "wrong"
@@ -99,7 +108,7 @@ def boxes_view(records: Sequence[Trajectory], name: str, size: tuple[int, int]) 
 
 def votes_view(records: Sequence[Trajectory], agreed: np.ndarray, name: str, size: tuple[int, int]) -> str:
     """How many right trajectories looked where, and the outline of what more than half of them share."""
-    voters = [record for record in records if record["correct"]]
+    voters = [record for record in records if record["correct"] in (True, None)]
     heat = "".join(
         f'<path d="{"".join(rectangle(box, size) for box in record["boxes"])}"/>'
         for record in voters
@@ -129,7 +138,7 @@ def agreement(records: Sequence[Trajectory], raster: int) -> np.ndarray:
     for m, record in enumerate(records):
         for z, box in enumerate(record["boxes"]):
             boxes[m, z], valid[m, z] = box, True
-    correct = np.array([record["correct"] for record in records])
+    correct = np.array([record["correct"] in (True, None) for record in records])
     return np.asarray(_agreed(boxes, valid, correct, raster))
 
 
@@ -189,12 +198,13 @@ def family_order(records: Sequence[Trajectory]) -> list[tuple[Trajectory, int]]:
 
 def trajectory_row(record: Trajectory, depth: int, name: str, size: tuple[int, int]) -> str:
     """One trajectory: a line that says how it went, and behind it texts, crops, entropies and fork decisions."""
-    mark, verdict = ("✓", "right") if record["correct"] else ("✗", "wrong")
+    known = record["correct"] is not None
+    mark, verdict = (("✓", "right") if record["correct"] else ("✗", "wrong")) if known else ("·", "unknown")
     said = escape(record["prediction"]) if record["prediction"] is not None else "<i>no answer</i>"
     origin = record["origin"]
     if origin == "fork" and record["parent"] is not None:
         origin = f"fork of {record['parent']}"
-    rewards = record["rewards"]
+    rewards = record["rewards"] or dict.fromkeys(("accuracy", "format", "tool", "total"))
     scores = (
         ("total reward", f"R {number(rewards['total'])}"),
         ("advantage within the group", f"A {signed(record['advantage'])}"),

@@ -156,7 +156,10 @@ def chosen_groups(workdir: Path, count: int, raster: int) -> tuple[str, int]:
         slots = max([slots, *(record["slot"] + 1 for _, group in chosen for record in group)])
         title = "before the first update" if step == 0 else f"after {step:,} update{'s' if step > 1 else ''}"
         parts.append(f"<h3>Step {step:,}, {title}</h3>")
-        parts += [groups.group_card(workdir, group, f"s{step}g{number_}", raster) for number_, group in chosen]
+        parts += [
+            groups.group_card(groups.load_picture(workdir, group[0].get("image")), group, f"s{step}g{number_}", raster)
+            for number_, group in chosen
+        ]
     key = "".join(f'<li><svg viewBox="0 0 26 16" aria-hidden="true">{drawn}</svg>{text}</li>' for drawn, text in _KEY)
     return f'<ul class="key">{key}</ul>' + "".join(parts), slots
 

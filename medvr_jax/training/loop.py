@@ -178,7 +178,7 @@ def step_metrics(trainer: Trainer, outcome: Step) -> dict[str, float]:
 def write_step_rollouts(workdir: Path, trainer: Trainer, outcome: Step, step: int) -> None:
     """All trajectories of the step, and the images of its first groups for the viewer."""
     rows = outcome.rows
-    records = rollout_records(outcome.rollout, outcome.rewards, step, rows.here)
+    records = rollout_records(outcome.rollout, outcome.rewards, step, rows.here, trainer.parts.encoder.tokenizer)
     spoken_for = set(rows.here[rows.mine].tolist())
     parts = distributed.gather_json([record for record in records if record["group"] in spoken_for])
     if not distributed.is_main():

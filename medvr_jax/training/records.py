@@ -7,32 +7,65 @@ from typing import Any
 
 import jax
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
+from medvr_jax.inputs.boxes import Size, scale_box
+from medvr_jax.inputs.tokenizer import token_pieces
 from medvr_jax.models.config import VisionConfig
+from medvr_jax.rollout.tools import parse_tool_call
 from medvr_jax.rollout.trajectories import Rollout, Trajectory
 from medvr_jax.training.rewarding import Rewards, prediction
 from medvr_jax.training.throughput import true_counts
 
 
-def rollout_records(rollout: Rollout, rewards: Rewards, step: int, groups: Sequence[int]) -> list[dict[str, Any]]:
+def rollout_records(
+    rollout: Rollout,
+    rewards: Rewards | None,
+    step: int,
+    groups: Sequence[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[dict[str, Any]]:
     """The trajectories of a rollout, group after group.
 
     Token arrays start behind the prompt's last token, and positions are indices into them: a fork shares
     `token_ids[:fork_position]` with its parent.
 
+    rewards: None where nobody knows the right answers; what they say is None then.
     groups: for each group of the rollout its number in the step's batch.
     """
-    rewards = Rewards(*(np.asarray(x) for x in jax.device_get(rewards)))
+    if rewards is not None:
+        rewards = Rewards(*(np.asarray(x) for x in jax.device_get(rewards)))
     return [
-        {"step": step, "group": int(number)} | _record(rollout, rewards, b, m)
+        {"step": step, "group": int(number)}
+        | _record(rollout, b, m, tokenizer)
+        | (_NO_REWARDS if rewards is None else _rewards(rewards, b, m))
         for b, number in enumerate(groups)
         for m in range(len(rollout.trajectories[b]))
     ]
 
 
-def _record(rollout: Rollout, rewards: Rewards, b: int, m: int) -> dict[str, Any]:
-    example, trajectory, host = rollout.prompts[b].example, rollout.trajectories[b][m], rollout.host
-    tokens = slice(1, int(host.length[b, m]))
+_NO_REWARDS = {"correct": None, "rewards": None, "advantage": None, "consensus_iou": None}
+
+
+def _rewards(rewards: Rewards, b: int, m: int) -> dict[str, Any]:
+    return {
+        "correct": bool(rewards.correct[b, m]),
+        "rewards": {
+            "accuracy": float(rewards.accuracy[b, m]),
+            "format": float(rewards.format[b, m]),
+            "tool": float(rewards.tool[b, m]),
+            "total": float(rewards.total[b, m]),
+        },
+        "advantage": float(rewards.advantages[b, m]),
+        "consensus_iou": float(rewards.iou[b, m]),
+    }
+
+
+def _record(rollout: Rollout, b: int, m: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    prompt, trajectory, host = rollout.prompts[b], rollout.trajectories[b][m], rollout.host
+    example, tokens = prompt.example, slice(1, int(host.length[b, m]))
+    token_ids = host.tokens[b, m, tokens].tolist()
+    resized_size = prompt.images[0].resized_size if prompt.images else None
     return {
         "prompt_id": example.id,
         "slot": m,
@@ -43,7 +76,6 @@ def _record(rollout: Rollout, rewards: Rewards, b: int, m: int) -> dict[str, Any
         "options": list(example.options),
         "answer": example.answer,
         "prediction": prediction(trajectory),
-        "correct": bool(rewards.correct[b, m]),
         "turns": [
             {
                 "text": turn.text,
@@ -53,19 +85,14 @@ def _record(rollout: Rollout, rewards: Rewards, b: int, m: int) -> dict[str, Any
             for turn in trajectory.turns
         ],
         "boxes": [list(zoom.normalised) for zoom in trajectory.zooms],
+        "zooms": _zooms(trajectory, resized_size),
         "true_boxes": [list(box) for box in example.boxes],
-        "token_ids": host.tokens[b, m, tokens].tolist(),
+        "resized_size": list(resized_size) if resized_size else None,
+        "token_ids": token_ids,
+        "pieces": token_pieces(tokenizer, token_ids),
         "sampled": host.sampled[b, m, tokens].tolist(),
         "entropy": _rounded(host.entropy[b, m, tokens]),
         "log_probabilities": _rounded(host.log_probabilities[b, m, tokens]),
-        "rewards": {
-            "accuracy": float(rewards.accuracy[b, m]),
-            "format": float(rewards.format[b, m]),
-            "tool": float(rewards.tool[b, m]),
-            "total": float(rewards.total[b, m]),
-        },
-        "advantage": float(rewards.advantages[b, m]),
-        "consensus_iou": float(rewards.iou[b, m]),
         "decisions": [
             {name: value for name, value in decision.items() if name != "slot"} | {"position": decision["position"] - 1}
             for decision in rollout.decisions[b]
@@ -74,6 +101,21 @@ def _record(rollout: Rollout, rewards: Rewards, b: int, m: int) -> dict[str, Any
         "ended": trajectory.ended,
         "image": None,
     }
+
+
+def _zooms(trajectory: Trajectory, resized_size: Size | None) -> list[dict[str, Any]]:
+    """The regions that came back as crops, in all three spaces, with the turn and the tool that asked for each."""
+    return [
+        {
+            "turn": number,
+            "tool": parse_tool_call(turn.text).name,
+            "normalised": list(turn.zoom.normalised),
+            "original": list(turn.zoom.original),
+            "resized": list(scale_box(turn.zoom.normalised, (1, 1), resized_size)) if resized_size else None,
+        }
+        for number, turn in enumerate(trajectory.turns)
+        if turn.zoom is not None
+    ]
 
 
 def _rounded(values: np.ndarray) -> list[float]:

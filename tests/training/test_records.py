@@ -13,10 +13,13 @@ from medvr_jax.datasets.example import Example
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.boxes import ZoomBox
 from medvr_jax.inputs.chat import Prompt
+from medvr_jax.inputs.images import PreparedImage
+from medvr_jax.inputs.tokenizer import load_tokenizer
 from medvr_jax.rollout.trajectories import Calls, Rollout, TokenArrays, Trajectory, Turn
 from medvr_jax.training.records import rollout_metrics, rollout_records, trajectory_facts
 from medvr_jax.training.rewarding import reward_rollout
 from medvr_jax.training.trainer import refuse_broken
+from tests.inputs.tiny import TINY
 from tests.tiny_run import small_config
 
 
@@ -81,8 +84,39 @@ def test_a_half_reward_is_not_a_right_answer() -> None:
     assert figures["reward/accuracy"] == 0.625 and figures["rollout/right_rate"] == 0.5
     assert figures["rollout/format_rate"] == 0.5
     host = dataclasses.replace(rollout.host, **{name: np.zeros((1, 4, 1)) for name in ("tokens", "sampled", "entropy")})
-    records = rollout_records(dataclasses.replace(rollout, host=host), rewards, 0, [0])
+    records = rollout_records(dataclasses.replace(rollout, host=host), rewards, 0, [0], load_tokenizer(TINY))
     assert [record["correct"] for record in records] == [True, False, True, False]
+
+
+def test_a_record_tells_its_text_token_by_token_and_its_boxes_in_three_spaces() -> None:
+    tokenizer = load_tokenizer(TINY)
+    call = '<tool_call>{"name": "image_zoom_in_tool", "arguments": {"bbox_2d": [0, 0, 28, 56]}}</tool_call><|im_end|>'
+    answer = "<answer>A é</answer><|im_end|>"
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in (call, "<|image_pad|><|image_pad|>!", answer)]
+    tokens = np.array([[0, *ids[0], *ids[1], *ids[2], 0, 0]])  # one before the response, two that were never reached
+    length, none = np.array([[tokens.size - 2]]), np.zeros(tokens.shape)
+    sampled = np.array([[False] + [True] * len(ids[0]) + [False] * len(ids[1]) + [True] * (len(ids[2]) + 2)])
+    zoom = ZoomBox((0, 0, 100, 400), (0.0, 0.0, 0.25, 0.5))
+    trajectory = Trajectory(
+        (Turn(call, True, (0, 0, 28, 56), zoom, "crop"), Turn(answer)), "answer", "base", None, None
+    )
+    rollout = made_rollout()
+    image = PreparedImage(np.zeros((0, 0), np.float32), (1, 8, 8), (112, 112), (400, 800))
+    rollout = dataclasses.replace(
+        rollout,
+        prompts=[dataclasses.replace(rollout.prompts[0], images=(image,))],
+        trajectories=[[trajectory]],
+        host=TokenArrays(*(x[None] for x in (tokens, sampled, none, none)), length),
+    )
+    (record,) = rollout_records(rollout, None, 3, [7], tokenizer)
+    assert len(record["pieces"]) == len(record["token_ids"]) == len(record["sampled"]) == tokens.size - 3
+    spoken = [piece for piece, own in zip(record["pieces"], record["sampled"], strict=True) if own]
+    assert "".join(spoken) == call + answer and "".join(record["pieces"]) == f"{call}!{answer}"
+    assert record["resized_size"] == [112, 112]
+    (found,) = record["zooms"]
+    assert found.pop("normalised") == [0.0, 0.0, 0.25, 0.5] and found.pop("original") == [0, 0, 100, 400]
+    assert found == {"turn": 0, "tool": "image_zoom_in_tool", "resized": [0.0, 0.0, 28.0, 56.0]}
+    assert record["correct"] is record["rewards"] is record["advantage"] is record["consensus_iou"] is None
 
 
 def test_a_truncated_trajectory_is_not_well_formed() -> None:

@@ -109,6 +109,8 @@ def test_a_run_leaves_what_it_promises(runs: tuple[Path, Path]) -> None:
     assert json.loads((whole / "config.json").read_text())["steps"] == 4
     trajectory = json.loads((whole / "rollouts/step_000000.jsonl").read_text().splitlines()[0])
     assert trajectory["turns"] and len(trajectory["token_ids"]) == len(trajectory["entropy"])
+    spoken = zip(trajectory["pieces"], trajectory["sampled"], strict=True)
+    assert "".join(piece for piece, own in spoken if own) == "".join(turn["text"] for turn in trajectory["turns"])
 
 
 def test_recorded_positions_are_indices_into_the_recorded_tokens(runs: tuple[Path, Path]) -> None:
