@@ -27,7 +27,7 @@ def annotate(image: Image.Image, boxes: Sequence[tuple[Box, str, tuple[int, int,
     drawn = enlarged(image)
     side = max(drawn.size)
     width = max(2, round(side / 300))
-    font = ImageFont.load_default(max(14, round(side / 45)))
+    font = ImageFont.load_default(max(14, round(side / 32)))
     canvas = ImageDraw.Draw(drawn)
     for box, label, colour in boxes:
         x1, y1, x2, y2 = (round(v * drawn.size[i % 2]) for i, v in enumerate(box))

@@ -87,9 +87,15 @@ def write_results(
         heat = drawing.heat_map(image, consensus.counts, consensus.voters, consensus.mask)
         _write_picture(folder / CONSENSUS, heat)
         names.append(CONSENSUS)
-    write_atomically(folder / PAGE, _page(request, image, answer, agrees, agreement is not None, raster))
-    write_atomically(folder / ANSWER, json.dumps(answer, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomically(folder / PAGE, _page(request, image, answer, raster))
+    write_atomically(folder / ANSWER, _json(answer))
     return [*names, PAGE]
+
+
+def _json(answer: Mapping[str, Any]) -> str:
+    """One key a line: short enough to look at, and token ids do not take a line each."""
+    lines = (f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False, allow_nan=False)}" for k, v in answer.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _labelled(
@@ -115,28 +121,19 @@ def _write_picture(path: Path, image: Image.Image) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def _page(
-    request: Request, image: Image.Image, answer: Mapping[str, Any], agrees: Sequence[bool], several: bool, raster: int
-) -> str:
-    """The page. Nobody knows who is right; of several samples only those of the most frequent answer vote."""
-    records = [
-        {**record, "correct": None if agreed else False}
-        for record, agreed in zip(answer["trajectories"], agrees, strict=True)
-    ]
+def _page(request: Request, image: Image.Image, answer: Mapping[str, Any], raster: int) -> str:
+    """The page. Nobody knows who is right; of several samples those that `agree` vote on where to look."""
     notice, lead = NOTICE, f"Answer: {answer['answer_text'] or 'none'}"
-    if several:
-        found = answer["agreement"]
+    if found := answer["agreement"]:
         low, high = found["confidence_interval"]
         lead = (
             f"Most frequent answer: {answer['answer_text'] or 'none'}, {found['confidence']:.0%} of"
             f" {found['samples']} samples (95 % interval {low:.0%} to {high:.0%})"
         )
-        notice += (
-            f" {MEANING} The right answer is not known: the heat map and the consensus are those of the samples that"
-            " gave the most frequent answer, and the others are marked as wrong only in the sense that they differ."
-        )
+        notice += f" {MEANING} Heat map and consensus are of {found['consensus']['of']}."
     small = image.copy()
     small.thumbnail((_PAGE_SIDE, _PAGE_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, "PNG")
-    return groups_page(request.question, lead, [(records, buffer.getvalue())], raster=raster, notice=notice)
+    groups = [(answer["trajectories"], buffer.getvalue())]
+    return groups_page(request.question, lead, groups, raster=raster, notice=notice)

@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict, FrozenConfigDict
 
-import medvr_jax
 from medvr_jax import assembly, programs
 from medvr_jax.asking import agreement as agreeing
 from medvr_jax.asking.request import NOTICE, Request
@@ -47,13 +47,13 @@ def ask(config: Any, workdir: str | Path, request: Request) -> Path:
     picture = _picture(config, request)
     weights = find_weights(config, workdir)
     clock.lap("image")
-    print(f"loading {weights.name}", flush=True)
-    parts = assembly.assemble(config, splits=())
-    params = load_weights(parts, weights, workdir)
-    parts, params = _on_one_group(parts, params)
+    print(f"loading {weights.name}{'' if weights.step is None else f' of {workdir}'}", flush=True)
+    parts, params = _policy(config, workdir, weights)
     clock.lap("model")
 
-    prompt = encode_prompt(_example(request, picture), parts.encoder)
+    example = _example(request, picture)
+    _check_texts(parts.encoder, example)
+    prompt = encode_prompt(example, parts.encoder)
     engine = _engine(parts, prompt, request.samples)
     _tell_start(request, picture, prompt, engine)
     story = Storyteller(
@@ -66,7 +66,7 @@ def ask(config: Any, workdir: str | Path, request: Request) -> Path:
     rollout = engine.run(params, [prompt], jax.random.key(config.seed))
     clock.lap("rollout")
 
-    answer = _answer(config, request, picture, weights, parts.encoder, engine, rollout)
+    answer = _answer(config, workdir, request, picture, weights, parts.encoder, engine, rollout)
     agreement = consensus = None
     if request.samples > 1:
         agreement = agreeing.agree([record["prediction"] for record in answer["trajectories"]], request.options)
@@ -128,18 +128,27 @@ def _digest(path: Path) -> str:
 # --------------------------------------------------------------------------------------------------- how it is answered
 
 
-def _on_one_group(parts: assembly.Parts, params: nnx.State) -> tuple[assembly.Parts, nnx.State]:
-    """For one group: the devices of one place in the batch; the others hold the same weights, and rest."""
-    devices = parts.mesh.devices[0, 0].tolist()
-    mesh = sharding.make_mesh(sharding.MeshShape(1, 1, len(devices)), devices)
-    fewer = dataclasses.replace(parts, mesh=mesh)
+def _policy(config: Any, workdir: str | Path, weights: PolicyWeights) -> tuple[assembly.Parts, nnx.State]:
+    """The parts and the weights on as many devices as one group needs, those of the tensor axis.
+
+    A model folder is read by these alone, a checkpoint by all that the configuration has: it was written to fit them.
+    """
+    if weights.step is None:
+        one = ConfigDict(config.to_dict(), type_safe=False)
+        one.mesh.data = one.mesh.fsdp = 1
+        devices = jax.devices() if config.mesh.tensor == -1 else jax.devices()[: config.mesh.tensor]
+        parts = assembly.assemble(FrozenConfigDict(one), devices, splits=())
+        return parts, load_weights(parts, weights, workdir)
+    parts = assembly.assemble(config, splits=())
+    params = load_weights(parts, weights, workdir)
+    devices = parts.mesh.devices[0, 0].tolist()  # the others hold the same weights
+    fewer = dataclasses.replace(parts, mesh=sharding.make_mesh(sharding.MeshShape(1, 1, len(devices)), devices))
     return fewer, jax.device_put(params, sharding.parameter_shardings(params, fewer.sampling_layout))
 
 
 def _engine(parts: assembly.Parts, prompt: Prompt, samples: int) -> RolloutEngine:
     """One greedy trajectory or several samples of this prompt; no forks, as ever at inference."""
     config, encoder = parts.config, parts.encoder
-    _check_texts(encoder, prompt.example)
     needed = (len(prompt.token_ids) - 1, len(prompt.images[0].patches))
     largest = (config.prompt.bucket, config.prompt.patches)
     if needed[0] > largest[0]:
@@ -163,6 +172,7 @@ def _check_texts(encoder: Encoder, example: Example) -> None:
 
 def _answer(
     config: Any,
+    workdir: str | Path,
     request: Request,
     picture: Picture,
     weights: PolicyWeights,
@@ -178,7 +188,7 @@ def _answer(
     answer = said or records[0]["prediction"]
     return {
         "notice": NOTICE,
-        "made_by": f"medvr_jax {getattr(medvr_jax, '__version__', '')}".strip(),
+        "made_by": "medvr_jax",
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "question": request.question,
         "options": list(request.options),
@@ -197,6 +207,7 @@ def _answer(
         "model": {
             "folder": str(config.model.path),
             "checkpoint_step": weights.step,
+            "run": None if weights.step is None else str(workdir),
             "weights": weights.fingerprint,
             "compute_dtype": config.model.compute_dtype,
         },
