@@ -151,7 +151,9 @@ def get_config() -> ConfigDict:
     programs.cache = "auto"  # auto | a folder | empty = none: where compiled programs are kept from run to run
 
     report = config.report = section()
-    report.groups = 12  # groups shown with image, boxes and texts
+    # Groups that the report shows, shared evenly among the recorded steps; of each step no more than these keep their
+    # image, reduced to 768 pixels.
+    report.groups = 256
     report.rollouts_every = 10  # steps between files of rollouts/; the first and last step always have one
     report.profile_steps = ()  # steps that jax.profiler traces into WORKDIR/profile/, e.g. (5,); for XProf or Perfetto
 

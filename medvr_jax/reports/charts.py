@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 Point = tuple[float, float | None]  # step, value; None where the value was not finite
 
 _WIDTH, _HEIGHT = 400, 210
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 26
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 10, 10, 26
 _MOST_POINTS = 400
 
 
@@ -52,8 +52,22 @@ PANELS = (
         ),
     ),
     Panel(
+        "Right answers",
+        "Share of trajectories, all of them and those that no fork began.",
+        (("rollout/right_rate", "right"), ("reward/accuracy_base", "accuracy of base ones")),
+        0,
+        1,
+    ),
+    Panel(
+        "Consensus",
+        "Overlap of right trajectories with what most of them looked at.",
+        (("reward/consensus_iou", "mean IoU"),),
+        0,
+        1,
+    ),
+    Panel(
         "Use of the tool",
-        "Share of trajectories that call it, and of calls that return a crop.",
+        "Share of trajectories that call it, and of calls that return an image.",
         (("rollout/tool_rate", "use the tool"), ("rollout/valid_call_rate", "valid calls")),
         0,
         1,
@@ -64,16 +78,38 @@ PANELS = (
         (("rollout/forks_asked", "asked"), ("rollout/forks_granted", "granted")),
         0,
     ),
-    Panel("Entropy", "Mean over sampled tokens, in nats.", (("train/entropy", "entropy"),), 0),
+    Panel(
+        "Entropy",
+        "Mean over sampled tokens, in nats.",
+        (("train/entropy", "of the scorer"), ("rollout/entropy", "of the sampler")),
+        0,
+    ),
     Panel("Distance from the reference", "KL to the policy before training (k3).", (("train/kl", "KL"),), 0),
-    Panel("Loss", "Its value says little; its jumps do.", (("train/loss", "loss"),)),
-    Panel("Gradient", "Global norm before clipping.", (("train/grad_norm", "norm"),), 0),
+    Panel(
+        "Length",
+        "Sampled tokens of a trajectory.",
+        (("rollout/sampled_tokens", "mean"), ("rollout/sampled_tokens_max", "longest")),
+        0,
+    ),
+    Panel(
+        "How trajectories end",
+        "Share that answers, keeps to the form, or runs out of room.",
+        (
+            ("rollout/answered_rate", "answered"),
+            ("rollout/format_rate", "well-formed"),
+            ("rollout/truncated_rate", "truncated"),
+        ),
+        0,
+        1,
+    ),
     Panel(
         "Groups that teach nothing",
         "All their trajectories earned the same.",
         (("train/zero_spread_groups", "groups"),),
         0,
     ),
+    Panel("Loss", "Its value says little; its jumps do.", (("train/loss", "loss"),)),
+    Panel("Gradient", "Global norm before clipping.", (("train/grad_norm", "norm"),), 0),
     Panel(
         "Sampler against scorer",
         "Largest difference of a log-probability before the update; far below 0.001 is sound in float32.",
@@ -81,6 +117,14 @@ PANELS = (
         0,
     ),
 )
+
+
+def curves(rows: Sequence[Row]) -> str:
+    """All panels that have data."""
+    steps, after_first = (rows[0]["step"], rows[-1]["step"]), rows[1:]
+    drawn = [chart(panel, rows, steps) for panel in PANELS]
+    drawn.append(chart(time_panel(after_first), after_first, steps))
+    return f'<div class="panels">{"".join(drawn)}</div>'
 
 
 def points(rows: Sequence[Row], key: str) -> list[Point]:

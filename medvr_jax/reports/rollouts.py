@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from medvr_jax.inputs.images import load_image
 from medvr_jax.reports.metrics import json_line, replace_file
-
-_LONG_SIDE = 768  # pixels; boxes are normalised, so a smaller copy serves to look at
+from medvr_jax.reports.pictures import small_copy
 
 
 def write_rollouts(
@@ -28,7 +25,10 @@ def write_rollouts(
     records get the image's path, relative to the run's folder, as `image`.
     """
     workdir = Path(workdir)
-    paths = {name: _save_image(workdir, name, source) for name, source in (images or {}).items()}
+    images = images or {}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # images leave the interpreter's lock
+        saved = pool.map(lambda name: _save_image(workdir, name, images[name]), images)
+        paths = dict(zip(images, saved, strict=True))
     lines = [json_line({**record, "image": paths.get(record["prompt_id"])}) for record in records]
     path = workdir / "rollouts" / f"step_{step:06d}.jsonl"
     replace_file(path, "".join(lines))
@@ -46,14 +46,12 @@ def rollout_steps(workdir: str | Path) -> dict[int, Path]:
 
 
 def _save_image(workdir: Path, name: str, source: bytes | str | Path) -> str:
-    """Saves a copy as PNG under a name made from the prompt's id, which may hold any character."""
-    relative = f"rollouts/images/{hashlib.sha256(name.encode()).hexdigest()[:16]}.png"
+    """Saves a small copy under a name made from the prompt's id, which may hold any character."""
+    relative = f"rollouts/images/{hashlib.sha256(name.encode()).hexdigest()[:16]}.jpg"
     path = workdir / relative
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = load_image(source, name)
-        image.thumbnail((_LONG_SIDE, _LONG_SIDE), Image.Resampling.LANCZOS)
         beside = path.with_suffix(".new")
-        image.save(beside, format="PNG", optimize=False)
+        beside.write_bytes(small_copy(source, name)[0])
         os.replace(beside, path)
     return relative

@@ -1,5 +1,7 @@
 """A made-up run in the files' own schema: what the page is tested with, and can be looked at with.
 
+Texts are cut into words and signs, which stand for tokens.
+
 `python -m tests.reports.made_run DIR` writes one and its report.
 """
 
@@ -7,7 +9,9 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from medvr_jax.reports.metrics import MetricsWriter
 from medvr_jax.reports.rollouts import write_rollouts
 
 SIDE = 448
+SEEN = 112
 NASTY = '<script>alert("x")</script> & </pre></details> \'"> \u202e \x00 \ud800 {{7*7}} <img src=x onerror=alert(1)>'
 
 
@@ -62,10 +67,11 @@ def trajectory(rng: np.random.Generator, step: int, group: int, slot: int, skill
             "observation": None,
         }
     )
-    length = 46
-    entropy = np.abs(rng.normal(0.08, 0.1, length))
-    entropy[22:34] += rng.uniform(0.3, 1.6, 12) * (1.2 - skill)
-    sampled = [not 36 <= i < 40 for i in range(length)]
+    pieces, sampled = tokens(turns)
+    entropy = np.abs(rng.normal(0.03, 0.06, len(pieces))) * sampled
+    start = coordinates(pieces) if zoomed else 0
+    if zoomed:
+        entropy[start : start + 11 : 3] += rng.uniform(0.3, 1.6, 4) * (1.2 - skill)
     return {
         "step": step,
         "group": group,
@@ -81,11 +87,14 @@ def trajectory(rng: np.random.Generator, step: int, group: int, slot: int, skill
         "correct": correct,
         "turns": turns,
         "boxes": [box.tolist()] if zoomed else [],
+        "zooms": [zoom(box)] if zoomed else [],
         "true_boxes": [[*(centre - 0.031), *(centre + 0.031)]],
-        "token_ids": rng.integers(0, 500, length).tolist(),
+        "resized_size": [SEEN, SEEN],
+        "token_ids": [zlib.crc32(piece.encode("utf-8", "replace")) % 50_000 for piece in pieces],
+        "pieces": pieces,
         "sampled": sampled,
-        "entropy": entropy.tolist(),
-        "log_probabilities": (-entropy).tolist(),
+        "entropy": entropy.round(5).tolist(),
+        "log_probabilities": (-rng.exponential(0.7, len(pieces)) * entropy).round(5).tolist(),
         "rewards": {
             "accuracy": float(correct),
             "format": 0.0 if zoomed else -0.2,
@@ -100,33 +109,71 @@ def trajectory(rng: np.random.Generator, step: int, group: int, slot: int, skill
     } | more
 
 
+def tokens(turns: list[dict[str, Any]]) -> tuple[list[str], list[bool]]:
+    """The pieces of a trajectory, and which of them the policy sampled."""
+    pieces, sampled = [], []
+    for turn in turns:
+        own = re.findall(r"</?\w+>|<\|\w+\|>| ?\w+|\s+|.", turn["text"], re.DOTALL)
+        given = []
+        if turn["observation"] is not None:
+            crop = turn["observation"] == "crop"
+            content = ["<|vision_start|>", *[""] * 16, "<|vision_end|>"] if crop else [turn["observation"]]
+            given = ["\n", "<|im_start|>", "user", "\n", "<tool_response>", *content, "</tool_response>"]
+            given += ["<|im_end|>", "\n", "<|im_start|>", "assistant", "\n"]
+        pieces += own + given
+        sampled += [True] * len(own) + [False] * len(given)
+    return pieces, sampled
+
+
+def coordinates(pieces: list[str]) -> int:
+    """The place of the first token inside the box that a call names."""
+    return pieces.index("[") + 1
+
+
+def zoom(box: np.ndarray) -> dict[str, Any]:
+    """A zoom in all three spaces."""
+    spaces = {name: (box * side).tolist() for name, side in (("normalised", 1), ("original", SIDE), ("resized", SEEN))}
+    return {"turn": 0, "tool": "image_zoom_in_tool"} | spaces
+
+
 def made_group(rng: np.random.Generator, step: int, group: int, size: int, skill: float, centre: np.ndarray):
-    """A group of `size`: half base, some forks of them, the rest fresh."""
+    """A group of `size`: half base, some forks of them, the rest fresh. A fork shares its parent's tokens up to the
+    box."""
     records = [trajectory(rng, step, group, m, skill, centre) for m in range(size)]
-    forks = int(rng.integers(1, size // 2))
+    parents = [m for m in range(size // 2) if records[m]["boxes"]]
+    forks = int(rng.integers(1, size // 2)) if parents else 0
     for slot in range(size // 2, size):
-        if slot < size // 2 + forks:
-            parent = int(rng.integers(size // 2))
-            records[slot] |= {"origin": "fork", "parent": parent, "fork_position": 23}
-            h_base, h_tool = 0.12, float(rng.uniform(0.3, 1.4))
-            records[parent]["decisions"].append(
-                {
-                    "position": 34,
-                    "pass": 0,
-                    "h_base": h_base,
-                    "h_tool": h_tool,
-                    "delta_h": h_tool - h_base,
-                    "probability": min(0.5 + 0.5 * (h_tool - h_base), 1.0),
-                    "u": 0.2,
-                    "eligible": True,
-                    "asked": True,
-                    "granted": True,
-                    "child": slot,
-                }
-            )
+        if slot < size // 2 + forks and records[slot]["boxes"]:
+            fork(rng, records, parents[int(rng.integers(len(parents)))], slot)
         else:
             records[slot]["origin"] = "fresh"
     return records
+
+
+def fork(rng: np.random.Generator, records: list[dict[str, Any]], parent: int, slot: int) -> None:
+    """Makes one trajectory the fork of another, with the decision that led to it."""
+    child, of = records[slot], records[parent]
+    place = coordinates(of["pieces"])
+    assert child["pieces"][:place] == of["pieces"][:place]
+    child |= {"origin": "fork", "parent": parent, "fork_position": place}
+    for name in ("entropy", "log_probabilities"):
+        child[name] = of[name][:place] + child[name][place:]
+    h_base, h_tool = 0.12, float(rng.uniform(0.3, 1.4))
+    of["decisions"].append(
+        {
+            "position": place,
+            "pass": 0,
+            "h_base": h_base,
+            "h_tool": h_tool,
+            "delta_h": h_tool - h_base,
+            "probability": min(0.5 + 0.5 * (h_tool - h_base), 1.0),
+            "u": 0.2,
+            "eligible": True,
+            "asked": True,
+            "granted": True,
+            "child": slot,
+        }
+    )
 
 
 def make_run(workdir: Path, steps: int = 40, groups: int = 8, size: int = 16, nasty: bool = False) -> Path:
@@ -174,9 +221,41 @@ def make_run(workdir: Path, steps: int = 40, groups: int = 8, size: int = 16, na
             records += made_group(rng, step, group, size, skill, centre)
         if nasty:
             records[0] |= {"question": NASTY, "options": [NASTY, "B"], "prediction": NASTY, "ended": NASTY}
-            records[0]["turns"] = [{"text": NASTY, "call_box": None, "observation": NASTY}]
+            records[0] |= hostile_text(NASTY)
         write_rollouts(workdir, step, records, images)
     return workdir
+
+
+def hostile_text(text: str) -> dict[str, Any]:
+    """What changes in a record whose policy wrote this text as one token, and whose tool returned it."""
+    return {
+        "turns": [{"text": text, "call_box": None, "observation": text}],
+        "token_ids": [1, 2],
+        "pieces": [text, text],
+        "sampled": [True, False],
+        "entropy": [0.7, 0.0],
+        "log_probabilities": [-1.0, 0.0],
+        "decisions": [],
+        "zooms": [],
+        "boxes": [],
+    }
+
+
+def long_group(rng: np.random.Generator, group: int, size: int, length: int) -> list[dict[str, Any]]:
+    """A group whose trajectories have `length` tokens each, of a vocabulary as large as a language's."""
+    records = made_group(rng, 0, group, size, 0.5, rng.uniform(0.25, 0.75, 2))
+    for record in records:
+        more = length - len(record["pieces"])
+        words = rng.zipf(1.3, more) % 30_000
+        own = record["turns"][-1]["text"]
+        pieces = [f" w{word}" for word in words]
+        record["turns"][-1]["text"] = own + "".join(pieces)
+        record["pieces"] += pieces
+        record["token_ids"] += (words + 50_000).tolist()
+        record["sampled"] += [True] * more
+        record["entropy"] += np.abs(rng.normal(0, 0.4, more)).round(5).tolist()
+        record["log_probabilities"] += (-np.abs(rng.normal(0, 0.4, more))).round(5).tolist()
+    return records
 
 
 if __name__ == "__main__":
