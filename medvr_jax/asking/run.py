@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import io
@@ -19,20 +18,20 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from medvr_jax import assembly, programs
 from medvr_jax.asking import agreement as agreeing
+from medvr_jax.asking import telling
 from medvr_jax.asking.request import NOTICE, Request
 from medvr_jax.asking.results import agreement_json, new_folder, shown_answer, write_results
-from medvr_jax.asking.streaming import Storyteller, let_hear, printable
+from medvr_jax.asking.streaming import Storyteller, let_hear
 from medvr_jax.configuration import model_folder
 from medvr_jax.datasets.example import Example
 from medvr_jax.errors import UserError
 from medvr_jax.evaluation.policy import PolicyWeights, find_weights, load_weights
-from medvr_jax.inputs.boxes import Size, scale_box
 from medvr_jax.inputs.chat import Encoder, Prompt, encode_prompt
 from medvr_jax.inputs.image_formats import Picture
 from medvr_jax.inputs.images import image_header, load_picture, load_processor, resized_size
 from medvr_jax.inputs.survey import prompt_sizes
 from medvr_jax.rollout.engine import RolloutEngine
-from medvr_jax.rollout.trajectories import Rollout, Turn
+from medvr_jax.rollout.trajectories import Rollout
 from medvr_jax.training import sharding
 from medvr_jax.training.records import rollout_records
 from medvr_jax.training.rewarding import zoom_boxes
@@ -55,12 +54,12 @@ def ask(config: Any, workdir: str | Path, request: Request) -> Path:
     _check_texts(parts.encoder, example)
     prompt = encode_prompt(example, parts.encoder)
     engine = _engine(parts, prompt, request.samples)
-    _tell_start(request, picture, prompt, engine)
+    telling.tell_start(request, picture, prompt, engine.settings.temperature)
     story = Storyteller(
         parts.encoder.tokenizer,
         np.flatnonzero(np.asarray(engine.tables.end_of_turn)).tolist(),
-        _write,
-        lambda number, turn: _told_turn(number, turn, prompt),
+        telling.write,
+        lambda number, turn: telling.describe_turn(number, turn, prompt.images[0]),
     )
     let_hear(engine, story)
     rollout = engine.run(params, [prompt], jax.random.key(config.seed))
@@ -75,7 +74,7 @@ def ask(config: Any, workdir: str | Path, request: Request) -> Path:
         consensus = agreeing.look_for_consensus(boxes[0], valid[0], agreement.agrees, raster)
         _add_agreement(answer, agreement, consensus, request)
     clock.lap("agreement")
-    _tell_answer(answer, agreement)
+    telling.tell_answer(answer)
     compiling = programs.compilations().seconds - compiled
     answer["seconds"] = clock.seconds | {"rollout_phases": rollout.seconds, "compiling_within": compiling}
     folder = new_folder(workdir)
@@ -241,67 +240,6 @@ def _add_agreement(
     answer["agreement"] = agreement_json(agreement, consensus, request.options)
     for record, agrees, iou in zip(answer["trajectories"], agreement.agrees, consensus.iou, strict=True):
         record["agrees"], record["consensus_iou"] = bool(agrees), round(float(iou), 5)
-
-
-# ------------------------------------------------------------------------------------------------- what is said of it
-
-
-def _tell_start(request: Request, picture: Picture, prompt: Prompt, engine: RolloutEngine) -> None:
-    header, seen = picture.header, prompt.images[0].resized_size
-    frame = f", frame {request.frame or 0} of {header.frames}" if header.frames > 1 else ""
-    print(f"image: {printable(request.image.name)} ({header.format}{frame}), {_pixels(picture.image.size)}", end="")
-    print(f"; the model sees {_pixels(seen)}")
-    for note in picture.notes:
-        print(f"note: {printable(note)}")
-    settings = engine.settings
-    if request.samples > 1:
-        print(f"{request.samples} samples at temperature {settings.temperature:g}; the first one:", flush=True)
-    print(flush=True)
-
-
-def _write(text: str) -> None:
-    with contextlib.suppress(ValueError):
-        print(text, end="", flush=True)
-
-
-def _told_turn(number: int, turn: Turn, prompt: Prompt) -> str:
-    """A line on what came back after a turn: the box in all three spaces, or an error."""
-    if turn.zoom is None:
-        return f"  [turn {number + 1}] {printable(turn.observation)}" if turn.observation else ""
-    prepared = prompt.images[0]
-    spaces = (
-        ("normalised", None, turn.zoom.normalised, "{:.3f}"),
-        ("seen", prepared.resized_size, scale_box(turn.zoom.normalised, (1, 1), prepared.resized_size), "{:.1f}"),
-        ("original", prepared.original_size, turn.zoom.original, "{:d}"),
-    )
-    told = (
-        f"{name} [{', '.join(form.format(v) for v in box)}]{f' of {_pixels(size)}' if size else ''}"
-        for name, size, box, form in spaces
-    )
-    return f"  [turn {number + 1}] looked at {'; '.join(told)}"
-
-
-def _pixels(size: Size) -> str:
-    return f"{size[0]} x {size[1]}"
-
-
-def _tell_answer(answer: dict[str, Any], agreement: agreeing.Agreement | None) -> None:
-    text = printable(answer["answer_text"]) if answer["answer_text"] is not None else None
-    print()
-    if agreement is None:
-        ended = {"truncated": "it ran out of room", "turn_limit": "it used all its turns"}
-        why = ended.get(answer["trajectories"][0]["ended"], "the last turn holds none")
-        print(f"answer: {text}" if text is not None else f"no answer: {why}")
-        return
-    found = answer["agreement"]
-    for one in found["answers"]:
-        print(f"  {one['samples']:>3} of {found['samples']}  {printable(one['text'])}")
-    if found["no_answer"]:
-        print(f"  {found['no_answer']:>3} of {found['samples']}  (no answer)")
-    low, high = found["confidence_interval"]
-    tie = ", as frequent as another" if found["tie"] else ""
-    print(f"answer: {text}{tie}" if text is not None else "no answer in any sample")
-    print(f"confidence: {found['confidence']:.2f} (95 % interval {low:.2f} to {high:.2f}). {agreeing.MEANING}")
 
 
 class _Clock:
