@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
     data.manual_dir = ""  # sets: folder of the published files
     data.data_dir = "prepared"  # sets: folder of what is made of them, once
     data.on_error = "refuse"  # refuse | skip: what becomes of wrong lines and records; either way they are listed
+    data.max_image_pixels = 100_000_000  # of any image; larger ones are refused before they are decoded
     data.check_images = "pixels"  # pixels | header: how much is read of your own images; of published ones all is, once
     data.filter_file = ""  # predictions of --mode=evaluate on the training questions; empty = no filter
     data.filter_rule = "strict"  # strict | medevalkit: the scores in this file that count

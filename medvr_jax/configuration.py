@@ -439,6 +439,8 @@ def _files(config: FrozenConfigDict, mode: str) -> tuple[_Check, ...]:
     tested = () if evaluate.sets else ("test",)
     if mode == "leaks":  # no model takes part
         return (functools.partial(_data_exists, splits=("train", *tested)),)
+    if mode == "ask":  # the question comes from the command line
+        return model
     if mode != "evaluate":
         return (*model, _data_exists)
     data = (functools.partial(_data_exists, splits=tested),) if tested else ()

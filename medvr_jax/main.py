@@ -2,6 +2,7 @@
 
     python -m medvr_jax.main --config=FILE[:variant] --workdir=DIR [--mode=MODE] [--config.field=value …]
     python -m medvr_jax.main --config=FILE[:variant] --mode=plan --topology=NAME [--workdir=DIR] [--config.…]
+    python -m medvr_jax.main --mode=ask --image=FILE --question=TEXT [--option=TEXT …] --workdir=DIR [--config=…]
 
 Several processes share a run when the environment says so: see `processes.py`, and `launch/` for scripts that set it.
 
@@ -19,11 +20,13 @@ from absl import app, flags, logging
 from ml_collections import FrozenConfigDict
 
 from medvr_jax import configuration, workdir
+from medvr_jax.asking.request import Request, read_request
 from medvr_jax.errors import UserError
 from medvr_jax.evaluation.options import answered_elsewhere
 from medvr_jax.processes import COUNT, read_processes
 
-MODES = ("train", "evaluate", "export", "report", "leaks", "plan")
+MODES = ("train", "evaluate", "export", "report", "leaks", "plan", "ask")
+ANSWERS = "runs"  # where --mode=ask writes ask/<time>/ when it is given no run
 SHARED_MODES = ("train", "evaluate", "export")  # those in which several processes can take part
 
 _CONFIG = flags.DEFINE_string(
@@ -33,6 +36,13 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made if it d
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "--mode=plan: the hardware, e.g. v5p:4x4x2, v5e:8x8, v6e:4x4, h100:8 or cpu."
 )
+_IMAGE = flags.DEFINE_string("image", None, "--mode=ask: the image file; PNG, JPEG, TIFF, WebP, DICOM and more.")
+_QUESTION = flags.DEFINE_string("question", None, "--mode=ask: the question.")
+_OPTIONS = flags.DEFINE_multi_string("option", [], "--mode=ask: a choice; given several times, A, B, … in this order.")
+_SAMPLES = flags.DEFINE_integer("samples", 1, "--mode=ask: 1 = a greedy answer; more = how far samples agree.")
+_FRAME = flags.DEFINE_integer("frame", None, "--mode=ask: of a file with several, from 0; without it the first.")
+_WINDOW = flags.DEFINE_string("window", None, "--mode=ask: CENTRE,WIDTH of the grey levels of DICOM and 16-bit images.")
+_OF_ASK = (_IMAGE, _QUESTION, _OPTIONS, _SAMPLES, _FRAME, _WINDOW)
 _MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do with the run. train resumes by itself.")
 
 
@@ -40,11 +50,15 @@ def main(overrides: Sequence[tuple[str, str]]) -> None:
     """Checks everything a user can get wrong, then does what --mode says."""
     mode, folder = _MODE.value, _WORKDIR.value
     processes = read_processes(os.environ)
+    check_ask_flags()
     config = read_config(overrides)
+    if mode == "ask" and not folder:  # a model folder is asked
+        folder = ANSWERS
     if mode == "plan" and not processes.several:
         run_plan(config, folder)
         return
     elsewhere = mode == "evaluate" and answered_elsewhere(config.evaluate)
+    limit_images(config)
     if not processes.several:
         workdir.prepare_workdir(folder, config, mode)
         if not elsewhere:
@@ -89,6 +103,10 @@ def run_mode(config: FrozenConfigDict, folder: str, mode: str) -> None:
         from medvr_jax.training.export import export
 
         export(config, folder)
+    elif mode == "ask":
+        from medvr_jax.asking.run import ask
+
+        ask(config, folder, request_of_flags())
     elif mode == "leaks":
         from medvr_jax.evaluation.leak_check import check_leaks
 
@@ -116,14 +134,41 @@ def read_config(overrides: Sequence[tuple[str, str]]) -> FrozenConfigDict:
         return configuration.load_config(_CONFIG.value, overrides, files=False)
     if _TOPOLOGY.value:
         raise UserError(f"--topology: found {_TOPOLOGY.value!r}, but only --mode=plan takes it")
-    if not _WORKDIR.value:
+    if not _WORKDIR.value and not (_MODE.value == "ask" and _CONFIG.value):
         raise UserError("--workdir: missing; give the folder of the run, e.g. --workdir=runs/tiny")
     files = _MODE.value != "report"  # it reads nothing but the run's folder
     if _CONFIG.value:
         return configuration.load_config(_CONFIG.value, overrides, files=files, mode=_MODE.value)
     if _MODE.value == "train":
         raise UserError("--config: missing; give FILE[:variant], e.g. --config=configs/tiny_cpu.py")
+    if _MODE.value == "ask" and not workdir.has_checkpoints(_WORKDIR.value):
+        raise UserError(
+            f"--workdir: {_WORKDIR.value} holds no checkpoint; train there first, or give --config=… whose model.path"
+            " is the model folder to ask"
+        )
     return workdir.saved_config(_WORKDIR.value, overrides, files=files, mode=_MODE.value)
+
+
+def request_of_flags() -> Request:
+    """What --mode=ask is asked."""
+    return read_request(*(flag.value for flag in _OF_ASK))
+
+
+def check_ask_flags() -> None:
+    """UserError for flags of --mode=ask that are wrong, or that another mode was given."""
+    if _MODE.value == "ask":
+        request_of_flags()
+        return
+    for flag in _OF_ASK:
+        if flags.FLAGS[flag.name].present:
+            raise UserError(f"--{flag.name}: found {flag.value!r}, but only --mode=ask takes it")
+
+
+def limit_images(config: FrozenConfigDict) -> None:
+    """No image of this process may be larger than the configuration allows."""
+    from medvr_jax.inputs.image_formats import limit_pixels
+
+    limit_pixels(config.data.max_image_pixels)
 
 
 def start_devices(config: FrozenConfigDict) -> None:
@@ -156,7 +201,8 @@ def parse_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
     try:
         positional = flags.FLAGS(rest)[1:]
     except flags.UnrecognizedFlagError as error:
-        nearest = configuration.nearest_flag(error.flagname, (flag.name for flag in (_CONFIG, _WORKDIR, _MODE)))
+        known = (_CONFIG, _WORKDIR, _MODE, *_OF_ASK)
+        nearest = configuration.nearest_flag(error.flagname, (flag.name for flag in known))
         raise UserError(f"--{error.flagname}: unknown flag, the nearest valid one is --{nearest}") from error
     except flags.Error as error:
         raise UserError(str(error)) from error

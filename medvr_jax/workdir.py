@@ -18,7 +18,8 @@ from medvr_jax.evaluation.options import answered_elsewhere
 # Runs that agree in these have checkpoints of the same shape and meaning.
 CHECKPOINT_FIELDS = ("trainer", "model.", "optimizer.", "grpo.kl_weight")
 EXPORT_FIELDS = ("model.export_dtype",)  # an export of a finished run may choose them anew
-FREE_FIELDS = ("programs.cache", "report.profile_steps", "evaluate.")  # they change nothing that a run computes
+# They change nothing that a run computes.
+FREE_FIELDS = ("programs.cache", "report.profile_steps", "evaluate.", "data.max_image_pixels")
 
 
 def saved_config(
@@ -43,11 +44,14 @@ def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: 
     it) config.json is only looked at.
     """
     folder = Path(workdir)
-    without_run = answered_elsewhere(config.evaluate) or not _has_checkpoints(folder)
+    without_run = answered_elsewhere(config.evaluate) or not has_checkpoints(folder)
     if mode == "leaks" or (mode == "evaluate" and without_run):
         _check_writable(folder)
         if write and not (folder / "config.json").is_file():
             write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+        return
+    if mode == "ask" and not has_checkpoints(folder):  # the model folder is asked; the answer may go anywhere
+        _check_writable(folder)
         return
     if mode != "train":
         _refuse_other(folder, _read_saved(folder)[0], config, CHECKPOINT_FIELDS)
@@ -67,13 +71,12 @@ def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: 
 def _has_results(folder: Path) -> bool:
     """Whether a run got far enough to leave anything; if it failed at the door, another may have the folder."""
     metrics = folder / "metrics.jsonl"
-    return (
-        (metrics.is_file() and metrics.stat().st_size > 0) or _has_checkpoints(folder) or (folder / "export").exists()
-    )
+    return (metrics.is_file() and metrics.stat().st_size > 0) or has_checkpoints(folder) or (folder / "export").exists()
 
 
-def _has_checkpoints(folder: Path) -> bool:
-    checkpoints = folder / "checkpoints"
+def has_checkpoints(folder: str | os.PathLike) -> bool:
+    """Whether a run has left one, whole or not."""
+    checkpoints = Path(folder) / "checkpoints"
     return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 

@@ -80,7 +80,7 @@ def unwritable_workdir(folder: Path) -> tuple[list[str], str]:
 
 
 def unknown_mode(folder: Path) -> tuple[list[str], str]:
-    return ["--mode=learn"], "--mode=learn: value should be one of <train|evaluate|export|report|leaks|plan>"
+    return ["--mode=learn"], "--mode=learn: value should be one of <train|evaluate|export|report|leaks|plan|ask>"
 
 
 def unknown_variant(folder: Path) -> tuple[list[str], str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from PIL import Image
 
 from medvr_jax.datasets.example import Example
 from medvr_jax.datasets.faults import Fault, Faults
+from medvr_jax.inputs.image_formats import ImageFault, read_picture
 
 Kind = Literal["file", "pixels", "picture"]  # from the surest to the weakest
 KINDS: tuple[Kind, ...] = ("file", "pixels", "picture")
@@ -159,22 +159,12 @@ def _add_images(entries: dict[bytes, ImageEntry | None], example: Example, name:
 
 def _entry(content: bytes, digest: bytes, where: str, faults: Faults) -> ImageEntry | None:
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            pixels = _eight_bits(image).convert("RGB")
-    except Exception as error:  # PIL raises nearly anything on corrupt data
-        faults.add(Fault(where, "broken_image", f"cannot be decoded ({type(error).__name__})"))
+        pixels = read_picture(content).image
+    except ImageFault as fault:
+        faults.add(Fault(where, "broken_image", f"cannot be decoded ({fault})"))
         return None
     content_hash = hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).digest()
     return ImageEntry(digest, content_hash, picture_hash(pixels))
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image; grey ones with more bits are brought to 8, since PIL's own conversion would only clip them."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.nan_to_num(np.asarray(image, np.float64))
-    values -= values.min()
-    return Image.fromarray(np.uint8(values * (255 / max(values.max(), 1e-12))))
 
 
 def _matches(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medvr_jax.errors import UserError
-from medvr_jax.inputs.images import load_image, open_image
+from medvr_jax.inputs.images import image_header, load_image
 
 _AGAIN = frozenset({408, 409, 425, 429})  # and all of 500 and above: the same request may succeed later
 _OF_ALL = frozenset({401, 403, 404, 405})  # no request will ever succeed
@@ -198,8 +198,7 @@ def user_message(text: str, urls: Sequence[str] = ()) -> dict[str, Any]:
 def data_url(source: bytes | str | Path, name: str | None = None) -> str:
     """An image file as it is, or as PNG where it is of a format that few servers read. `name` is for errors."""
     name = name or ("image bytes" if isinstance(source, bytes) else str(source))
-    with open_image(source, name) as image:
-        kind = _AS_IT_IS.get(image.format or "")
+    kind = _AS_IT_IS.get(image_header(source, name).format)
     if kind is None:
         buffer = io.BytesIO()
         load_image(source, name).save(buffer, "PNG")

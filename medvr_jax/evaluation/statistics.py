@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
+from statistics import NormalDist
 
 import numpy as np
 
@@ -71,3 +72,12 @@ def pearson(first: np.ndarray, second: np.ndarray) -> float | None:
 def spearman(first: np.ndarray, second: np.ndarray) -> float | None:
     """Correlation of the ranks of two arrays `[Q]`; None where one does not vary."""
     return pearson(ranks(np.asarray(first)), ranks(np.asarray(second)))
+
+
+def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for the chance of a success: it covers `level`, and stays within 0 to 1 for few trials too."""
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, spread = successes / trials, z * z / trials
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
+    return max(centre - half, 0.0), min(centre + half, 1.0)

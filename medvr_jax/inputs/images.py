@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,16 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.boxes import Size
+from medvr_jax.inputs.image_formats import (
+    Header,
+    ImageFault,
+    Picture,
+    Source,
+    Window,
+    read_header,
+    read_picture,
+    to_rgb,
+)
 from medvr_jax.models import vision_geometry
 from medvr_jax.models.config import VisionConfig
 from medvr_jax.models.vision import ImageBatch
@@ -48,62 +57,55 @@ def load_processor(folder: str | Path) -> Qwen2VLImageProcessorPil:
     return Qwen2VLImageProcessorPil.from_pretrained(str(folder))
 
 
-@contextlib.contextmanager
-def open_image(source: bytes | str | Path, name: str) -> Iterator[Image.Image]:
-    """An image of which nothing is read but its header; UserError, with its `name`, if it or more of it cannot be."""
-    try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            yield image
-    # PIL raises nearly anything on corrupt data (SyntaxError and struct.error among others).
-    except Exception as error:
-        raise UserError(f"{name}: not a readable image ({type(error).__name__}: {error})") from error
+def image_header(source: Source, name: str | None = None) -> Header:
+    """Format, size and frames of an image of which nothing is decoded; UserError, with its `name`, if that fails."""
+    with _named(source, name):
+        return read_header(source)
+
+
+def load_picture(source: Source, name: str | None = None, *, frame: int = 0, window: Window | None = None) -> Picture:
+    """One frame of any readable image as RGB, with what was done to it; see `image_formats.read_picture`.
+
+    `name` is what an error calls it when `source` is bytes.
+    """
+    with _named(source, name):
+        return read_picture(source, frame, window)
+
+
+def load_image(source: Source, name: str | None = None) -> Image.Image:
+    """The first frame of any readable image as RGB."""
+    return load_picture(source, name).image
 
 
 @dataclasses.dataclass(frozen=True)
 class OriginalImage:
-    """A decoded image in full: `shown` is what the model is shown of it, RGB; `deep` the grey image of more than 8 bits
-    that this was made from, if it was."""
+    """An image as tools work on it: `shown` is what the model is shown of it, RGB; `deep` all digits of a grey image of
+    more than 8 bits, see `Picture.levels`; None for the others."""
 
     shown: Image.Image
-    deep: Image.Image | None = None
+    deep: np.ndarray | None = None
 
     @functools.cached_property
     def levels(self) -> np.ndarray:
         """[height, width] or [height, width, 3] float32: the file's values, all of their digits, on the scale of
-        `shown`, from 0 (black) to 255 (white)."""
-        return np.asarray(self.shown if self.deep is None else _levels_of(self.deep), np.float32)
+        `shown`, on which 0 is black and 255 white."""
+        return np.asarray(self.shown, np.float32) if self.deep is None else self.deep
 
 
-def load_original(source: bytes | str | Path, name: str | None = None) -> OriginalImage:
-    """Any readable image. `name` is what an error calls it when `source` is bytes."""
-    with open_image(source, name or ("image bytes" if isinstance(source, bytes) else str(source))) as image:
-        image.load()
-        return OriginalImage(_to_rgb(image), image if _is_deep(image) else None)
+def load_original(source: Source, name: str | None = None) -> OriginalImage:
+    """The first frame of any readable image."""
+    picture = load_picture(source, name)
+    return OriginalImage(picture.image, picture.levels)
 
 
-def load_image(source: bytes | str | Path, name: str | None = None) -> Image.Image:
-    """Any readable image as RGB; see `load_original`."""
-    return load_original(source, name).shown
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    if _is_deep(image):  # PIL's own conversion only clips
-        image = Image.fromarray(np.uint8(np.round(_levels_of(image))))
-    return image.convert("RGB")
-
-
-def _is_deep(image: Image.Image) -> bool:
-    """16- or 32-bit grey."""
-    return image.mode.startswith("I") or image.mode == "F"
-
-
-def _levels_of(deep: Image.Image) -> np.ndarray:
-    """[height, width] float64: the darkest value becomes 0, the brightest 255."""
-    values = np.nan_to_num(np.asarray(deep, dtype=np.float64))
-    low, high = values.min(), values.max()
-    return (values - low) * (255.0 / max(high - low, 1e-12))
+@contextlib.contextmanager
+def _named(source: Source, name: str | None) -> Iterator[None]:
+    """What is wrong with an image becomes the user's error, with its name."""
+    try:
+        yield
+    except ImageFault as fault:
+        name = name or ("image bytes" if isinstance(source, bytes) else str(source))
+        raise UserError(f"{name}: not a readable image ({fault})") from fault
 
 
 def prepare_image(
@@ -123,7 +125,7 @@ def prepare_image(
     size = resized_size(
         processor, image.size, max_pixels=max_pixels, min_pixels=min_pixels, max_patches=max_patches, name=name
     )
-    original = _to_rgb(image)
+    original = to_rgb(image)
     resized = original if original.size == size else original.resize(size, processor.resample)
     return PreparedImage(
         patches=_patches(processor, resized),

@@ -10,7 +10,7 @@ import numpy as np
 
 from medvr_jax.datasets.example import Example
 from medvr_jax.inputs.chat import Encoder, image_name, prompt_ids
-from medvr_jax.inputs.images import open_image, resized_size
+from medvr_jax.inputs.images import image_header, resized_size
 
 STEP = 16  # sizes are multiples of this many tokens
 
@@ -20,8 +20,7 @@ def room_for(example: Example, encoder: Encoder) -> tuple[int, int]:
     sizes = []
     for i, source in enumerate(example.images):
         name = image_name(example, i)
-        with open_image(source, name) as image:
-            size = image.size
+        size = image_header(source, name).size
         sizes.append(
             resized_size(
                 encoder.processor,

@@ -27,7 +27,10 @@ class Agreement(NamedTuple):
 
 
 def agreements(groups: Sequence[Sequence[Mapping[str, Any]]], raster: int) -> list[Agreement]:
-    """Right trajectories vote, as in training; where nobody knows what is right, all do. R = `raster`."""
+    """Right trajectories vote, as in training; where nobody knows what is right, those that `agree`, all by default.
+
+    R = `raster`.
+    """
     if not groups:
         return []
     slots = _at_most(len(records) for records in groups)
@@ -43,7 +46,7 @@ def agreements(groups: Sequence[Sequence[Mapping[str, Any]]], raster: int) -> li
             _fill(truth[b], known[b], records[0]["true_boxes"])
             for m, record in enumerate(records):
                 _fill(boxes[b, m], valid[b, m], record["boxes"])
-                votes[b, m] = record["correct"] in (True, None)
+                votes[b, m] = record.get("agrees", True) if record["correct"] is None else record["correct"]
         mask, counts, true = map(np.asarray, _agreed(boxes, valid, votes, truth, known, raster))
         for b in range(len(part)):
             covered = (mask[b] & true[b]).sum() / max(true[b].sum(), 1) if known[b].any() else None

@@ -1,0 +1,1 @@
+"""`--mode=ask`: one question about one image, answered on the command line."""
