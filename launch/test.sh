@@ -3,7 +3,7 @@
 # The exit status is pytest's, or ruff's where the tests pass and the style does not.
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install requirements.txt requirements-test.txt || exit
+install requirements.txt requirements-extras.txt requirements-test.txt || exit
 
 .venv/bin/ruff check .
 style=$?

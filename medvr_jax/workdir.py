@@ -18,7 +18,8 @@ from medvr_jax.evaluation.options import answered_elsewhere
 # Runs that agree in these have checkpoints of the same shape and meaning.
 CHECKPOINT_FIELDS = ("trainer", "model.", "optimizer.", "grpo.kl_weight")
 EXPORT_FIELDS = ("model.export_dtype",)  # an export of a finished run may choose them anew
-FREE_FIELDS = ("programs.cache", "report.profile_steps", "evaluate.")  # they change nothing that a run computes
+# They change nothing that a run computes.
+FREE_FIELDS = ("programs.cache", "report.profile_steps", "report.tensorboard", "report.wandb", "evaluate.")
 
 
 def saved_config(
