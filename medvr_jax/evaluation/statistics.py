@@ -50,14 +50,6 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * math.fsum(map(math.exp, logarithms)))
 
 
-def wilson(share: float, number: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's interval of a share of `number` questions; 95 % with the default z."""
-    middle = share + z**2 / (2 * number)
-    reach = z * math.sqrt(share * (1 - share) / number + (z / (2 * number)) ** 2)
-    scale = 1 + z**2 / number
-    return max((middle - reach) / scale, 0.0), min((middle + reach) / scale, 1.0)
-
-
 def pass_at_k(samples: int, right: int, k: int) -> float:
     """Chance that at least one of `k` of the samples, drawn without replacement, is right: unbiased for k new ones."""
     return 1.0 - math.comb(samples - right, k) / math.comb(samples, k)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medvr_jax.configuration import completed, leaves
-from medvr_jax.evaluation.statistics import wilson
+from medvr_jax.reports.intervals import wilson
 from medvr_jax.reports.progress import duration
 from medvr_jax.reports.signs import known, signs
 from medvr_jax.reports.text import number, percent

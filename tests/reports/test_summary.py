@@ -1,4 +1,4 @@
-"""The page of a run: what ran, the result with its uncertainty, where the time went, and what there is to worry about."""
+"""The page of a run: what ran, the result with its uncertainty, where the time went, and what to worry about."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from medvr_jax.configuration import leaves, load_config
-from medvr_jax.evaluation.statistics import wilson
 from medvr_jax.reports import summary
+from medvr_jax.reports.intervals import wilson
 from medvr_jax.reports.page import write_report
 from medvr_jax.reports.signs import signs
 from tests.reports.made_run import make_run
