@@ -71,7 +71,7 @@ def test_wilson_solves_its_equation(share: float, number: int) -> None:
     for end in wilson(share, number):
         assert math.isclose((share - end) ** 2, 1.959964**2 * end * (1 - end) / number, abs_tol=1e-12)
     low, high = wilson(share, number)
-    assert 0 <= low <= share <= high <= 1
+    assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1
 
 
 def test_sparkline() -> None:
