@@ -26,8 +26,8 @@ class Sink(Protocol):
     def write(self, row: Row) -> None:
         """A row of `metrics.jsonl`."""
 
-    def close(self) -> None:
-        """Everything is on its way when this returns."""
+    def close(self, failed: bool) -> None:
+        """Everything is on its way when this returns. `failed`: whether the run ended by an error."""
 
 
 # Opens a sink that is given the rows before the step that the run goes on with.
@@ -63,9 +63,9 @@ class Sinks:
         self._metrics.write(row)
         self._each(lambda sink: sink.write(row))
 
-    def close(self) -> None:
+    def close(self, failed: bool = False) -> None:
         self._metrics.close()
-        self._each(lambda sink: sink.close())
+        self._each(lambda sink: sink.close(failed))
 
     def _each(self, does: Callable[[Sink], None]) -> None:
         for field, sink in list(self._sinks.items()):
@@ -78,8 +78,8 @@ class Sinks:
     def __enter__(self) -> Sinks:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(kind is not None)
 
 
 def open_sinks(config: Any, workdir: str | Path, resume_step: int) -> Sinks:

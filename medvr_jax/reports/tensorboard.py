@@ -38,5 +38,5 @@ class TensorBoard:
             self._writer.add_scalar(name, value, row["step"])
         self._writer.flush()
 
-    def close(self) -> None:
+    def close(self, failed: bool) -> None:
         self._writer.close()

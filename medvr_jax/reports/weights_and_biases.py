@@ -78,5 +78,5 @@ class WeightsAndBiases:
         self._sent = row["step"]
         replace_file(self._note, json_line({"id": self._id, "sent": self._sent}))
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))

@@ -184,18 +184,19 @@ def test_a_new_run_in_the_same_folder_is_a_new_wandb_run(tmp_path: Path) -> None
 def test_wandb_is_told_what_the_configuration_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in that keeps what it is given."""
     asked: dict[str, Any] = {}
-    run = SimpleNamespace(log=lambda *a, **k: None, finish=lambda: None, url="")
+    run = SimpleNamespace(log=lambda *a, **k: None, finish=lambda **arguments: asked.update(arguments), url="")
     stand_in = ModuleType("wandb")
     stand_in.init = lambda **arguments: asked.update(arguments) or run
     stand_in.Settings = dict
     monkeypatch.setitem(sys.modules, "wandb", stand_in)
     monkeypatch.delitem(sys.modules, "medvr_jax.reports.weights_and_biases", raising=False)
     names = {"wandb": "online", "wandb_project": "zoom", "wandb_entity": "team", "wandb_name": "first"}
-    with open_sinks(config(**names), tmp_path, 0):
-        pass
+    with pytest.raises(KeyboardInterrupt), open_sinks(config(**names), tmp_path, 0):
+        raise KeyboardInterrupt
     monkeypatch.delitem(sys.modules, "medvr_jax.reports.weights_and_biases")
     assert [asked[name] for name in ("mode", "project", "entity", "name")] == list(names.values())
     assert asked["config"]["evr"]["gamma"] == 0.5 and asked["resume"] == "allow"
+    assert asked["exit_code"] == 1  # the run was interrupted
 
 
 # ---- what fails ------------------------------------------------------------------------------------------------------
@@ -267,8 +268,8 @@ def test_a_sink_that_fails_later_is_dropped(tmp_path: Path, capsys: pytest.Captu
                 raise OSError(28, "No space left on device")
             self.rows.append(row["step"])
 
-        def close(self) -> None:
-            self.closed = True
+        def close(self, failed: bool) -> None:
+            self.closed = not failed
 
     first, second = Failing(1), Failing(9)
     with Sinks(tmp_path, 0, {"report.first": lambda _: first, "report.second": lambda _: second}) as sinks:
