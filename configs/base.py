@@ -92,7 +92,7 @@ def get_config() -> ConfigDict:
     rollout.max_turns = 5  # turns of the policy in one trajectory, the answer's included
     rollout.response_length = 1024  # T; a trajectory that would grow longer ends, truncated
     rollout.observation_length = 640  # E, tokens of one observation (crop and text) fed in one call
-    rollout.tools = ("image_zoom_in_tool",)  # tools that the policy may call; () = text only
+    rollout.tools = ("image_zoom_in_tool",)  # tools that the policy may call, see rollout/tools/; () = text only
     rollout.crop_patches = 2048  # S of a crop, a multiple of 4
     rollout.crop_min_pixels = 3136  # smaller crops are enlarged to this many pixels
     rollout.crop_max_pixels = 401408  # larger crops are reduced to this many; <= 196 crop_patches
@@ -115,7 +115,9 @@ def get_config() -> ConfigDict:
     rewards.format_weight = 1.0  # of R_format, 0 for well-formed output, else format_penalty
     rewards.tool_weight = 1.0  # of R_tool, which only right answers earn
     rewards.format_penalty = -0.2  # medvr: R_format of malformed output
-    rewards.tool = "consensus"  # consensus (CCA) | conditional (zoomed and right) | unconditional (zoomed) | none
+    # To look is to get an image from a tool, whichever it is. CCA is about boxes: other looks earn nothing under it,
+    # and vote for nowhere.
+    rewards.tool = "consensus"  # consensus (CCA) | conditional (looked and right) | unconditional (looked) | none
     rewards.eta = 0.5  # consensus: `high` needs an IoU with the consensus above this
     rewards.raster = 64  # R of the masks
     rewards.high = 1.0  # R_tool above eta; conditional and unconditional pay this too

@@ -27,14 +27,13 @@ from medvr_jax.datasets.mixing import parse_sets
 from medvr_jax.errors import UserError
 from medvr_jax.evaluation.options import answered_elsewhere, check_option_files, check_options
 from medvr_jax.processes import COUNT, read_processes
+from medvr_jax.rollout.tool_registry import TOOLS
 
 REPOSITORY = str(Path(__file__).resolve().parents[1])
 if REPOSITORY not in sys.path:  # `configs`, which recipes import too, lies beside this package
     sys.path.insert(0, REPOSITORY)
 
 from configs import base  # noqa: E402
-
-TOOLS = ("image_zoom_in_tool",)
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "trainer": ("grpo", "supervised"),
@@ -256,6 +255,11 @@ def _rollout_fits(c: Mapping[str, Any]) -> None:
         raise UserError("evr.enabled: found true with rollout.tools = (), but forks start at a tool call; set it false")
     if c["rewards.tool"] != "none" and not tools:
         raise UserError(f"rewards.tool: found {c['rewards.tool']!r} with rollout.tools = (), allowed is 'none'")
+    if c["rewards.tool"] == "consensus" and not any(TOOLS[tool].boxes for tool in tools):
+        raise UserError(
+            f"rewards.tool: found 'consensus' with rollout.tools = {tools}, but only the results of a tool such as "
+            "image_zoom_in_tool are boxes, which can agree; allowed are conditional, unconditional, none"
+        )
     if tools and c["rollout.max_turns"] < 2:
         raise UserError("rollout.max_turns: found 1, at least 2 are needed with rollout.tools: a call and an answer")
     if tools and c["rollout.observation_length"] >= c["rollout.response_length"]:

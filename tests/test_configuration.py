@@ -151,6 +151,7 @@ def test_wrong_overrides_are_named(name: str, text: str, message: str, model_fol
         ({"rollout__trajectories": 15}, "rollout.trajectories: found 15, an even number"),
         ({"rollout__tools": ()}, "evr.enabled: found true with rollout.tools = ()"),
         ({"rollout__tools": (), "evr__enabled": False}, "rewards.tool: found 'consensus' with rollout.tools = ()"),
+        ({"rollout__tools": ("image_window_tool",)}, "rewards.tool: found 'consensus' with rollout.tools = ('ima"),
         ({"rollout__tools": ("image_zoom_in_tool",) * 2}, "rollout.tools: found 'image_zoom_in_tool' 2 times"),
         ({"rollout__max_turns": 1}, "rollout.max_turns: found 1"),
         ({"rollout__response_length": 1}, "rollout.response_length: found 1, allowed is 2 or more"),

@@ -100,19 +100,22 @@ def _said(row: Row) -> str:
     return meaning or comparable(prediction)
 
 
+_IMAGES = ("crop", "image")  # observations that are none of text, see `rollout/trajectories.py`
+
+
 def tool_use(rows: Sequence[Row]) -> Figure | None:
     """How the policy used its tool; None for rows that do not say."""
     rows = [row for row in rows if "called" in row]
     if not rows:
         return None
     calls = [_calls(row) for row in rows]
-    crops = [len(row["boxes"]) for row in rows]
+    images = [sum(observation in _IMAGES for observation in row["observations"]) for row in rows]
     return {
         "answers": len(rows),
         "tool_rate": float(np.mean([row["called"] for row in rows])),
         "calls": sum(calls),
-        "valid_call_rate": sum(crops) / sum(calls) if sum(calls) else None,
-        "crops_per_answer": float(np.mean(crops)),
+        "valid_call_rate": sum(images) / sum(calls) if sum(calls) else None,
+        "images_per_answer": float(np.mean(images)),
         "turns_per_answer": float(np.mean([len(row["texts"]) for row in rows])),
         "well_formed_rate": float(np.mean([row["well_formed"] for row in rows])),
         "sampled_tokens": float(np.mean([row["sampled_tokens"] for row in rows])),

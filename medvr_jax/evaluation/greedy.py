@@ -31,7 +31,7 @@ class Prediction:
         well_formed: whether every turn kept the format.
         called: whether the policy called a tool.
         texts: its own text, turn by turn.
-        observations: what came back after each turn ("crop", an error text, or None).
+        observations: what came back after each turn ("crop", "image", an error text, or None).
         boxes: zoom boxes that were cut, normalised (x1, y1, x2, y2).
         true_boxes: the true ones, empty where unknown.
         hit, iou: grounding of the zooms; None where no true box is known.

@@ -111,11 +111,11 @@ def _paired(sets: dict[str, Figure], first: str, second: str) -> str:
 
 
 def _tool_use(sets: dict[str, Figure]) -> str:
-    head = ("set", "answers", "used the tool", "valid calls", "crops per answer", "turns", "well formed", "tokens")
+    head = ("set", "answers", "used the tool", "valid calls", "images per answer", "turns", "well formed", "tokens")
     rows = [
         [
             *(_set(name), figure["answers"], _percent(figure["tool_rate"]), _percent(figure["valid_call_rate"])),
-            *(f"{figure['crops_per_answer']:.2f}", f"{figure['turns_per_answer']:.2f}"),
+            *(f"{figure['images_per_answer']:.2f}", f"{figure['turns_per_answer']:.2f}"),
             *(_percent(figure["well_formed_rate"]), f"{figure['sampled_tokens']:.0f}"),
         ]
         for name, figure in sets.items()

@@ -59,21 +59,51 @@ def open_image(source: bytes | str | Path, name: str) -> Iterator[Image.Image]:
         raise UserError(f"{name}: not a readable image ({type(error).__name__}: {error})") from error
 
 
-def load_image(source: bytes | str | Path, name: str | None = None) -> Image.Image:
-    """Any readable image as RGB. `name` is what an error calls it when `source` is bytes."""
+@dataclasses.dataclass(frozen=True)
+class OriginalImage:
+    """A decoded image in full: `shown` is what the model is shown of it, RGB; `deep` the grey image of more than 8 bits
+    that this was made from, if it was."""
+
+    shown: Image.Image
+    deep: Image.Image | None = None
+
+    @functools.cached_property
+    def levels(self) -> np.ndarray:
+        """[height, width] or [height, width, 3] float32: the file's values, all of their digits, on the scale of
+        `shown`, from 0 (black) to 255 (white)."""
+        return np.asarray(self.shown if self.deep is None else _levels_of(self.deep), np.float32)
+
+
+def load_original(source: bytes | str | Path, name: str | None = None) -> OriginalImage:
+    """Any readable image. `name` is what an error calls it when `source` is bytes."""
     with open_image(source, name or ("image bytes" if isinstance(source, bytes) else str(source))) as image:
         image.load()
-        return _to_rgb(image)
+        return OriginalImage(_to_rgb(image), image if _is_deep(image) else None)
+
+
+def load_image(source: bytes | str | Path, name: str | None = None) -> Image.Image:
+    """Any readable image as RGB; see `load_original`."""
+    return load_original(source, name).shown
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I") or image.mode == "F":  # 16- or 32-bit grey: PIL's own conversion only clips
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        low, high = values.min(), values.max()
-        image = Image.fromarray(np.uint8(np.round((values - low) * (255.0 / max(high - low, 1e-12)))))
+    if _is_deep(image):  # PIL's own conversion only clips
+        image = Image.fromarray(np.uint8(np.round(_levels_of(image))))
     return image.convert("RGB")
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """16- or 32-bit grey."""
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _levels_of(deep: Image.Image) -> np.ndarray:
+    """[height, width] float64: the darkest value becomes 0, the brightest 255."""
+    values = np.nan_to_num(np.asarray(deep, dtype=np.float64))
+    low, high = values.min(), values.max()
+    return (values - low) * (255.0 / max(high - low, 1e-12))
 
 
 def prepare_image(

@@ -1,5 +1,7 @@
 """The decoder layer that prefill, decode, extend and scoring share.
 
+In profiles everything of it is either `attention` (with its norm and its products) or `mlp`.
+
 Parameters of the L layers are stacked on a leading axis. The functions take one layer's weights by name.
 """
 
@@ -71,10 +73,12 @@ def head_major(keys: jax.Array, values: jax.Array) -> tuple[jax.Array, jax.Array
 
 def finish(x: jax.Array, mixed: jax.Array, layer: Weights, config: TextConfig) -> jax.Array:
     """Adds attention's output and the MLP to the residual stream x [..., D]; mixed [..., N, H]."""
-    x = residual(x + project(mixed.reshape(*mixed.shape[:-2], -1), layer, "output"))
-    y = constrain_groups(residual(rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)))
-    gate, up = (_split_width(project(y, layer, name)) for name in ("gate", "up"))
-    return residual(x + project(_split_width(jax.nn.silu(gate) * up), layer, "down"))
+    with jax.named_scope("attention"):
+        x = residual(x + project(mixed.reshape(*mixed.shape[:-2], -1), layer, "output"))
+    with jax.named_scope("mlp"):
+        y = constrain_groups(residual(rms_norm(x, layer["mlp_norm"], config.rms_norm_eps)))
+        gate, up = (_split_width(project(y, layer, name)) for name in ("gate", "up"))
+        return residual(x + project(_split_width(jax.nn.silu(gate) * up), layer, "down"))
 
 
 def residual(x: jax.Array) -> jax.Array:
@@ -109,11 +113,12 @@ def prompt_layer(
 
     In the last layer nobody reads the prompt's output: only its keys and values are computed.
     """
-    y = normed(x, layer, config)
-    keys, values = head_major(*keys_and_values(y, layer, rotary, config))
-    if last:
-        return x, keys, values
-    mixed = prompt_attention(queries(y, layer, rotary, config), keys, values, valid, backend)
+    with jax.named_scope("attention"):
+        y = normed(x, layer, config)
+        keys, values = head_major(*keys_and_values(y, layer, rotary, config))
+        if last:
+            return x, keys, values
+        mixed = prompt_attention(queries(y, layer, rotary, config), keys, values, valid, backend)
     return finish(x, mixed, layer, config), keys, values
 
 
@@ -133,19 +138,21 @@ def group_layer(
 
     rotaries: of the prompt and of the responses; valid [B, P]. As in `prompt_layer`, the last layer leaves the prompt.
     """
-    x, y = normed(prompt, layer, config), normed(responses, layer, config)
-    prompt_queries = None if last else queries(x, layer, rotaries[0], config)
-    prompt_mixed, mixed = group_attention(
-        prompt_queries,
-        *head_major(*keys_and_values(x, layer, rotaries[0], config)),
-        valid,
-        _split_heads(unpack(queries(y, layer, rotaries[1], config), packing)),
-        *head_major(*(unpack(part, packing) for part in keys_and_values(y, layer, rotaries[1], config))),
-        backend,
-    )
+    with jax.named_scope("attention"):
+        x, y = normed(prompt, layer, config), normed(responses, layer, config)
+        prompt_queries = None if last else queries(x, layer, rotaries[0], config)
+        prompt_mixed, mixed = group_attention(
+            prompt_queries,
+            *head_major(*keys_and_values(x, layer, rotaries[0], config)),
+            valid,
+            _split_heads(unpack(queries(y, layer, rotaries[1], config), packing)),
+            *head_major(*(unpack(part, packing) for part in keys_and_values(y, layer, rotaries[1], config))),
+            backend,
+        )
+        mixed = _split_heads(pack(_split_heads(mixed), packing))
     if prompt_mixed is not None:
         prompt = finish(prompt, prompt_mixed, layer, config)
-    return prompt, finish(responses, _split_heads(pack(_split_heads(mixed), packing)), layer, config)
+    return prompt, finish(responses, mixed, layer, config)
 
 
 def response_layer(
@@ -162,9 +169,10 @@ def response_layer(
     prompt: the prompt's keys, values and valid; write(keys, values) places the E new tokens' keys [B, M, K, H, E] and
     values [B, M, K, E, H] among the T slots.
     """
-    y = normed(x, layer, config)
-    keys, values = write(*head_major(*keys_and_values(y, layer, rotary, config)))
-    mixed = response_attention(queries(y, layer, rotary, config), *prompt, keys, values, slots)
+    with jax.named_scope("attention"):
+        y = normed(x, layer, config)
+        keys, values = write(*head_major(*keys_and_values(y, layer, rotary, config)))
+        mixed = response_attention(queries(y, layer, rotary, config), *prompt, keys, values, slots)
     return finish(x, mixed, layer, config), keys, values
 
 

@@ -75,15 +75,32 @@ class Work:
 
 def forward(sizes: Matrices, config: BackboneConfig, work: Work) -> float:
     """Operations of a forward pass."""
-    text, vision = config.text, config.vision
+    vision = config.vision
     products = (
         sizes.decoder * work.tokens
         + sizes.head * work.logits
         + sizes.vision * work.patches
         + sizes.merger * work.patches / vision.merge_unit
     )
-    attention = text.num_layers * text.num_heads * text.head_width * work.pairs + vision.hidden_size * work.patch_pairs
-    return 2.0 * products + 4.0 * attention
+    return 2.0 * products + attention(config, work)
+
+
+def attention(config: BackboneConfig, work: Work) -> float:
+    """Operations of a forward pass that no weights take part in: queries by keys, and weights by values."""
+    text, vision = config.text, config.vision
+    return 4.0 * (
+        text.num_layers * text.num_heads * text.head_width * work.pairs + vision.hidden_size * work.patch_pairs
+    )
+
+
+def training(sizes: Matrices, config: BackboneConfig, work: Work, remat: str) -> float:
+    """Operations of a forward and a backward pass, which is worth two forward ones, and of what remat repeats.
+
+    remat: see `layers.REMAT_POLICIES`. "block" repeats a whole forward pass (at most: a layer's last product is not
+    needed again); "dots" keeps the products with weights and repeats attention's own; norms are counted nowhere.
+    """
+    once = forward(sizes, config, work)
+    return 3.0 * once + {"none": 0.0, "dots": attention(config, work), "block": once}[remat]
 
 
 def padded_image(config: BackboneConfig, patches: int) -> Work:
@@ -117,6 +134,6 @@ def head_forward(sizes: Matrices, tokens: int) -> float:
     return 2.0 * sizes.head * tokens
 
 
-def passes(remat: str) -> int:
-    """Forward passes that forward and backward together are worth: the backward pass counts twice, remat once more."""
-    return 3 if remat == "none" else 4
+def weight_passes(remat: str) -> int:
+    """How often forward and backward together go through the weights: backwards twice, and once more to repeat them."""
+    return 4 if remat == "block" else 3

@@ -68,6 +68,8 @@ def bind(layout: Layout, function: Callable[..., Any]) -> Callable[..., Any]:
         with _use(layout):
             return function(*arguments)
 
+    if isinstance(function, functools.partial):  # what profiles and dumps call the program
+        bound.__name__ = function.func.__name__.lstrip("_")
     return bound
 
 

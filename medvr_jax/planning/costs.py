@@ -53,20 +53,21 @@ def costs(run: AbstractRun) -> dict[str, Cost]:
     cache = groups * (P + M * T) * slot
 
     share = sampled / B  # of the step's groups, in one execution of a program of the rollout
-    prompt_images = B * settings.prompt_images * operations.vision_forward(sizes, backbone, settings.prompt_patches)
-    crops = B * M * operations.vision_forward(sizes, backbone, settings.crop_patches)
+    picture, crop = (operations.padded_image(backbone, n) for n in (settings.prompt_patches, settings.crop_patches))
+    prompt_images = B * settings.prompt_images * operations.forward(sizes, backbone, picture)
+    crops = B * M * operations.forward(sizes, backbone, crop)
     prompts = B * operations.prompt_forward(sizes, backbone, P)
     step = B * M * (operations.response_forward(sizes, backbone, 1, P + T) + operations.head_forward(sizes, 1))
     observation = B * M * operations.response_forward(sizes, backbone, E + 1, P + T)
 
-    text = prompts + B * (
-        operations.response_forward(sizes, backbone, M * T, P + T) + operations.head_forward(sizes, M * (T - 1))
-    )
-    images = 0.0 if config.model.freeze_vision_tower else prompt_images + turns * crops
-    repeated = operations.passes(config.model.remat)
-    update = (text + images) * repeated + (text + images if config.grpo.kl_weight else 0.0)
+    group = operations.Work(tokens=P + M * T, pairs=P * P + M * T * (P + T), logits=M * (T - 1))
+    if not config.model.freeze_vision_tower:
+        group += picture.times(settings.prompt_images) + crop.times(turns * M)
+    scored = operations.forward(sizes, backbone, group.times(B))
+    update = operations.training(sizes, backbone, group.times(B), config.model.remat)
+    update += scored if config.grpo.kl_weight else 0.0
     micro = B // config.grpo.micro_batch_groups if config.grpo.micro_batch_groups else 1
-    passes = micro * (repeated + bool(config.grpo.kl_weight))
+    passes = micro * (operations.weight_passes(config.model.remat) + bool(config.grpo.kl_weight))
     masters = device_bytes(run.params)
     hidden = width * backbone.text.hidden_size * groups * B / sampled * (P + M * T)
     activations = 2 * hidden * backbone.text.num_layers
@@ -79,7 +80,7 @@ def costs(run: AbstractRun) -> dict[str, Cost]:
         "decode": Cost(share * step / devices, weights + cache),
         "crops": Cost(share * crops / devices, tower),
         "extend": Cost(share * observation / devices, weights + cache),
-        "score": Cost((text + images) / devices, micro * (weights + tower)),
+        "score": Cost(scored / devices, micro * (weights + tower)),
         # Masters and both moments are read and written.
         "update": Cost(update / devices, passes * (weights + tower) + 6 * masters + activations),
     }

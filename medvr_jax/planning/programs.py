@@ -73,7 +73,7 @@ def step_programs(run: AbstractRun) -> list[Program]:
     rolling = trained | {"parameters": (trained["parameters"], params)}
     sampling = trained | {"parameters": (trained["parameters"], params, weights)}
     sampled = {"caches": (cache, rollout_state), "batch": (left, prompts, tables)}
-    number = jax.ShapeDtypeStruct((), np.int32, sharding=whole)
+    number, share = (jax.ShapeDtypeStruct((), kind, sharding=whole) for kind in (np.int32, np.float32))
 
     programs = [
         Program("reshard", to_sampling, (state.params,), trained, params),
@@ -97,7 +97,7 @@ def step_programs(run: AbstractRun) -> list[Program]:
         Program(
             "decode",
             rollout.decode,
-            (params, weights, cache, rollout_state, key, prompts.prompt_ids, tables, number),
+            (params, weights, cache, rollout_state, key, prompts.prompt_ids, tables, number, share),
             sampling | sampled,
             None,
             runs=parts * (settings.response_length - 1),

@@ -1,10 +1,10 @@
 """The reward of a trajectory: R = R_acc + R_format + 1[R_acc > 0] R_tool, each term with a weight.
 
-`tool_mode` names what a zoom is worth:
+`tool_mode` names what a look with a tool is worth, a look being a call that an image came back for:
   none            nothing;
-  unconditional   `high` for a valid zoom whether the answer is right or not (not gated either);
-  conditional     `high` for a valid zoom of a correct trajectory;
-  consensus       CCA, see `consensus.py`.
+  unconditional   `high` for a look whether the answer is right or not (not gated either);
+  conditional     `high` for a look of a correct trajectory;
+  consensus       CCA, see `consensus.py`: only looks at a region count, as only regions can agree.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from medvr_jax.rewards.consensus import ConsensusResult, tool_reward, usable_boxes
+from medvr_jax.rewards.consensus import ConsensusResult, tool_reward
 
 TOOL_MODES = ("none", "unconditional", "conditional", "consensus")
 
@@ -21,6 +21,7 @@ def tool_reward_by_mode(
     tool_mode: str,
     boxes: jax.Array,
     valid: jax.Array,
+    looked: jax.Array,
     correct: jax.Array,
     *,
     eta: float = 0.5,
@@ -29,7 +30,7 @@ def tool_reward_by_mode(
     resolution: int = 64,
     minimum_correct: int = 1,
 ) -> ConsensusResult:
-    """R_tool under a mode: boxes [B, M, Z, 4], valid [B, M, Z], correct [B, M].
+    """R_tool under a mode: boxes [B, M, Z, 4], valid [B, M, Z], looked and correct [B, M] bool.
 
     The consensus and the overlaps are computed in every mode, so that runs can be compared; only the reward differs.
     """
@@ -40,8 +41,8 @@ def tool_reward_by_mode(
     )
     if tool_mode == "consensus":
         return result
-    zoomed = usable_boxes(boxes, valid).any(-1)
-    paid = {"none": jnp.zeros_like(zoomed), "unconditional": zoomed, "conditional": zoomed & correct.astype(bool)}
+    looked, correct = looked.astype(bool), correct.astype(bool)
+    paid = {"none": jnp.zeros_like(looked), "unconditional": looked, "conditional": looked & correct}
     return result._replace(reward=jnp.where(paid[tool_mode], high, 0.0).astype(jnp.float32))
 
 

@@ -33,6 +33,9 @@ from medvr_jax.rollout.tools import Tool
 from medvr_jax.rollout.trajectories import Calls, Rollout, TokenArrays, read_decisions
 from medvr_jax.rollout.turns import Sampled, Serving, TurnServer
 
+# Shares of the rows that have ended their turn at which the host begins to serve them, while the others go on.
+SERVE_AHEAD_AT, NEVER = (0.5, 0.75, 0.875), 2.0
+
 
 class RolloutEngine:
     """Rolls out groups of prompts. Weights are an argument of `run`: the engine keeps none."""
@@ -102,15 +105,17 @@ class RolloutEngine:
         clock.lap("prefill")
 
         server.read_originals()  # decode leaves the host's cores free; on a CPU, encoding images does not
+        inputs = (weights, cache, key, device_batch.prompt_ids)
         crops, placed, calls = programs.no_crops(features), 0, Calls()
         groups, rows = state.length.shape[0], state.length.size
         for turn in range(settings.tool_turns + 1):
-            stop_at = np.int32(self.stop_at(turn))
-            state, more = self._decode(params, weights, cache, state, key, device_batch.prompt_ids, stop_at)
+            last_turn = turn == settings.tool_turns
+            begin_serving = None if last_turn else server.begin_serving
+            state, more = self._decode(params, inputs, state, self.stop_at(turn), begin_serving)
             calls += more
             sampled = Sampled(**self._read(_fields(state, Sampled)))
             clock.lap("decode")
-            serving = server.serve(sampled, last_turn=turn == settings.tool_turns)
+            serving = server.serve(sampled, last_turn=last_turn)
             needs = Needs.of(sampled, serving, server.new_crops())
             clock.lap("tool")
             if not needs.tokens:
@@ -169,23 +174,34 @@ class RolloutEngine:
     def _decode(
         self,
         params: nnx.State,
-        weights: SamplingWeights,
-        cache: PromptCache,
+        inputs: tuple[SamplingWeights, PromptCache, jax.Array, jax.Array],
         state: RolloutState,
-        key: jax.Array,
-        prompt_ids: jax.Array,
-        stop_at: np.int32,
+        stop_at: int,
+        begin_serving: Callable[[Sampled], None] | None = None,
     ) -> tuple[RolloutState, Calls]:
-        """Samples until the host is needed; in between only for longer caches."""
-        fixed = (key, prompt_ids, self.tables, stop_at)
+        """Samples until the host is needed; in between only for longer caches, and for `begin_serving`.
+
+        inputs: weights as decode reads them, the prompts' caches, the random key and the prompts' ids.
+        """
+        weights, cache, key, prompt_ids = inputs
+        fixed = (key, prompt_ids, self.tables, np.int32(stop_at))
+        shares = iter(SERVE_AHEAD_AT if begin_serving else ())
+        share = next(shares, NEVER)
         calls, before = Calls(), int(state.steps)
+        ended: Sampled | None = None
         while True:
-            state, wants_room = self.programs.decode(params, weights, cache, state, *fixed)
+            state, pause = self.programs.decode(params, weights, cache, state, *fixed, np.float32(share))
+            if ended is not None:
+                begin_serving(ended)  # while the devices go on
             after = int(state.steps)
             calls += Calls(decode=((after - before, state.length.size, cache_length(state)),))
-            if not wants_room:
+            before, ended = after, None
+            if pause.early:
+                ended, share = Sampled(**self._read(_fields(state, Sampled))), next(shares, NEVER)
+            elif pause.wants_room:
+                state = self._grow(state, cache_length(state) + 1)
+            else:
                 return state, calls
-            before, state = after, self._grow(state, cache_length(state) + 1)
 
     def _grow(self, state: RolloutState, slots: int) -> RolloutState:
         """The state with a cache of at least so many slots."""

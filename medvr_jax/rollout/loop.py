@@ -68,6 +68,13 @@ class Draw(NamedTuple):
     active: jax.Array
 
 
+class Pause(NamedTuple):
+    """Why the loop is left, `[]` bool each; neither, when nobody can go on without the host."""
+
+    wants_room: jax.Array  # a row's cache is full
+    early: jax.Array  # there is work for the host already, though rows could go on
+
+
 class Asks(NamedTuple):
     """Fork decisions of one step, `[B, M]` each: `decided` rows closed a box or are looked at again, `eligible` are
     those with Delta H above the threshold; `position` is the first coordinate slot, `passes` the pass (0 = at closing).
@@ -90,17 +97,19 @@ def decode(
     prompt_ids: jax.Array,
     tables: VocabularyTables,
     stop_at: jax.Array,
+    share: jax.Array,
     settings: LoopSettings,
-) -> tuple[RolloutState, jax.Array]:
+) -> tuple[RolloutState, Pause]:
     """Samples until no slot is active and every fork budget is settled, or a row's cache is full.
 
     Args:
         key: the step's random key.
         prompt_ids: `[B]` uint32, stable ids for the random keys.
         stop_at: `[]` int32, sampling also ends when an active row is that long.
+        share: `[]` float32, and when at least this share of the rows that are not done have ended their turn.
 
     Returns:
-        the state, and whether a row needs a longer cache to go on (`[]` bool).
+        the state, and why the loop was left.
     """
     room = state.cache.values[0].shape[3]  # the token at slot `length` - 1 is fed next
     keys = sampling.slot_keys(key, prompt_ids, state.tokens.shape[1])
@@ -117,6 +126,9 @@ def decode(
             busy |= ~jnp.all(state.forks.settled)
         return busy & ~any_active(state, jnp.minimum(stop_at, room + 1))
 
+    def few_left(state: RolloutState) -> jax.Array:
+        return jnp.sum(state.status == TURN_ENDED) >= share * jnp.sum(state.status != DONE)
+
     def step(state: RolloutState) -> RolloutState:
         draw, state = feed_and_sample(
             backbone, weights, prompt_cache, state, token_keys, tables.banned, settings.temperature
@@ -129,8 +141,8 @@ def decode(
             state = spend_fork_budget(state, asks, fork_keys, settings)
         return state.replace(steps=state.steps + 1)
 
-    state = jax.lax.while_loop(unfinished, step, state)
-    return state, any_active(state, room + 1)
+    state = jax.lax.while_loop(lambda state: unfinished(state) & ~few_left(state), step, state)
+    return state, Pause(any_active(state, room + 1), unfinished(state))
 
 
 def feed_and_sample(
@@ -154,7 +166,9 @@ def feed_and_sample(
     )
     hidden, cache = backbone.extend(prompt_cache, state.cache, new, last, jnp.ones_like(last), weights)
     uniform = sampling.slot_uniforms(keys, state.length)
-    drawn = sampling.sample(backbone.logits(hidden[:, :, 0], weights), banned, temperature, uniform)
+    with jax.named_scope("head"):
+        logits = backbone.logits(hidden[:, :, 0], weights)
+    drawn = sampling.sample(logits, banned, temperature, uniform)
     return Draw(*drawn, active=state.status == ACTIVE), state.replace(cache=cache)
 
 
@@ -165,6 +179,7 @@ def last_token(state: RolloutState) -> tuple[jax.Array, jax.Array]:
     return token, jnp.take_along_axis(state.positions, last[..., None], axis=2)
 
 
+@jax.named_scope("append")
 def append(state: RolloutState, draw: Draw, end_of_turn: jax.Array) -> RolloutState:
     """Writes the drawn tokens of active rows and moves each row to its new status."""
     length = state.tokens.shape[2]
@@ -210,6 +225,7 @@ def append_observation(state: RolloutState, serving: Serving) -> RolloutState:
     )
 
 
+@jax.named_scope("evr")
 def track_coordinates(
     forks: ForkState, draw: Draw, slot: jax.Array, tables: VocabularyTables, settings: LoopSettings
 ) -> tuple[ForkState, Asks]:
@@ -263,6 +279,7 @@ def track_coordinates(
     ), asks
 
 
+@jax.named_scope("evr")
 def spend_fork_budget(state: RolloutState, asks: Asks, keys: jax.Array, settings: LoopSettings) -> RolloutState:
     """Grants forks to those who ask now; settles the budget of groups whose base trajectories ended their first turn.
 

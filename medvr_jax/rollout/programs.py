@@ -29,7 +29,7 @@ class RolloutPrograms(NamedTuple):
     - `slice(params) -> SamplingWeights`, what decode reads
     - `encode(params, images [B, I, ...]) -> features [B, I * F, D]`
     - `prefill(params, prompt batch, features) -> (prompt inputs, prompt cache, state)`
-    - `decode(params, weights, prompt cache, state, key, prompt ids, tables, stop_at) -> (state, is the cache full)`
+    - `decode(params, weights, prompt cache, state, key, prompt ids, tables, stop_at, share) -> (state, its Pause)`
     - `grow(state, slots) -> state` with a longer cache
     - `no_crops(features) -> [B, C, F, D]` of zeros
     - `encode_crops(params, crops' features, images [B, U, ...], place) -> crops' features` with these from `place` on
@@ -41,7 +41,7 @@ class RolloutPrograms(NamedTuple):
     slice: Callable[..., SamplingWeights]
     encode: Callable[..., jax.Array]
     prefill: Callable[..., tuple[PromptInputs, PromptCache, RolloutState]]
-    decode: Callable[..., tuple[RolloutState, jax.Array]]
+    decode: Callable[..., tuple[RolloutState, loop.Pause]]
     grow: Callable[..., RolloutState]
     no_crops: Callable[..., jax.Array]
     encode_crops: Callable[..., jax.Array]
@@ -139,11 +139,12 @@ def _decode(
     prompt_ids: jax.Array,
     tables: loop.VocabularyTables,
     stop_at: jax.Array,
-) -> tuple[RolloutState, jax.Array]:
-    """Samples until the host is needed."""
+    share: jax.Array,
+) -> tuple[RolloutState, loop.Pause]:
+    """Samples until the host is needed, or could begin to work."""
     rules = loop.LoopSettings(settings.temperature, settings.base_slots, settings.evr)
     backbone = nnx.merge(graphdef, params)
-    return loop.decode(backbone, weights, cache, state, key, prompt_ids, tables, stop_at, rules)
+    return loop.decode(backbone, weights, cache, state, key, prompt_ids, tables, stop_at, share, rules)
 
 
 def _grow(state: RolloutState, slots: int) -> RolloutState:

@@ -34,7 +34,15 @@ def sample(
     Returns:
         token ids `[...]` int32, their log-probabilities `[...]` and the entropies `[...]`, float32 in nats.
     """
-    size, banned = logits.shape[-1], jnp.asarray(banned)
+    with jax.named_scope("sampling"):
+        return _sample(logits, jnp.asarray(banned), temperature, uniform)
+
+
+def _sample(
+    logits: jax.Array, banned: jax.Array, temperature: float, uniform: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """See `sample`."""
+    size = logits.shape[-1]
     width = math.gcd(size, _BLOCK)
     scaled = jnp.where(banned, _BANNED, logits.astype(jnp.float32) / (temperature or 1.0))
     highest = jnp.max(scaled, axis=-1)
@@ -44,7 +52,8 @@ def sample(
     cumulative = jnp.cumsum(sums, axis=-1)
     total = cumulative[..., -1]
     normaliser = jnp.log(total)
-    entropy = normaliser - jnp.sum(jnp.where(weights > 0, weights * shifted, 0.0), axis=-1) / total
+    with jax.named_scope("entropy"):
+        entropy = normaliser - jnp.sum(jnp.where(weights > 0, weights * shifted, 0.0), axis=-1) / total
     if not temperature:
         tokens = jnp.min(jnp.where(shifted == 0, jnp.arange(size, dtype=jnp.int32), size - 1), axis=-1)
         return tokens, -normaliser, entropy
@@ -90,6 +99,7 @@ def slot_keys(key: jax.Array, prompt_ids: jax.Array, slots: int) -> jax.Array:
     )
 
 
+@jax.named_scope("random")
 def slot_uniforms(keys: jax.Array, *counters: jax.Array) -> jax.Array:
     """One uniform float32 in [0, 1) per slot: `keys [B, M]` folded with each counter `[B, M]` int32."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from medvr_jax.inputs.buckets import halvings
+from medvr_jax.inputs.buckets import halvings, two_thirds
 from medvr_jax.rollout.evr import EvrSettings
 
-SHORTEST_CACHE, CACHE_LENGTHS, CROP_COUNTS = 128, 4, 3
+SHORTEST_CACHE, CACHE_LENGTHS, CROP_COUNTS = 128, 4, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +57,15 @@ class RolloutSettings:
 
     @property
     def cache_lengths(self) -> tuple[int, ...]:
-        """Slots of the response cache, which grows from one of these to the next."""
+        """Slots of the response cache, which grows from one of these to the next: at most half of a longer one is
+        padding."""
         return halvings(self.response_length, smallest=SHORTEST_CACHE, steps=CACHE_LENGTHS)
 
     @property
     def crop_counts(self) -> tuple[int, ...]:
-        """New crops per group that are encoded in one call."""
-        return halvings(self.trajectories, smallest=2, steps=CROP_COUNTS)
+        """New crops per group that are encoded in one call. Of more than the smallest number, at most a third is
+        padding; of 16 the sizes are 4, 6, 8, 11 and 16."""
+        return two_thirds(self.trajectories, smallest=2, steps=CROP_COUNTS)
 
     @property
     def observation_sizes(self) -> tuple[tuple[int, int], ...]:

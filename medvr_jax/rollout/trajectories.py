@@ -16,6 +16,7 @@ from medvr_jax.models.backbone import PromptInputs
 from medvr_jax.rollout.state import BASE, DECISION_FIELDS, FORK, FRESH
 
 ORIGINS = {BASE: "base", FORK: "fork", FRESH: "fresh"}
+CROP, IMAGE = "crop", "image"  # observations that are a region of the image, and the whole of it in another form
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Turn:
         called: the turn holds a tool call (valid or not).
         call_box: the box it named, in pixels of the resized image, when it named four numbers.
         zoom: the box that was cut, when a crop came back.
-        observation: "crop", the error text that came back, or None when nothing did.
+        observation: CROP, IMAGE, the error text that came back, or None when nothing did.
     """
 
     text: str
@@ -57,6 +58,11 @@ class Trajectory:
     def zooms(self) -> tuple[ZoomBox, ...]:
         """The regions that were returned as crops, in order."""
         return tuple(turn.zoom for turn in self.turns if turn.zoom is not None)
+
+    @property
+    def images(self) -> int:
+        """How many images came back, whichever tools made them."""
+        return sum(turn.observation in (CROP, IMAGE) for turn in self.turns)
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import os
+import threading
 from collections.abc import Hashable, Mapping, Sequence
 
 import jax
 import numpy as np
-from PIL import Image
 
 from medvr_jax.inputs.chat import Encoder, Observation, Prompt, encode_observation
-from medvr_jax.inputs.images import PreparedImage, load_image
+from medvr_jax.inputs.images import OriginalImage, PreparedImage, load_original
+from medvr_jax.inputs.tokenizer import OPEN_CALL_TOKEN
 from medvr_jax.rollout.state import ACTIVE, DONE, TURN_ENDED
 from medvr_jax.rollout.tools import Tool, ToolResult, parse_tool_call, run_tool_call
-from medvr_jax.rollout.trajectories import ORIGINS, Trajectory, Turn
+from medvr_jax.rollout.trajectories import CROP, IMAGE, ORIGINS, Trajectory, Turn
 
 
 @jax.tree_util.register_dataclass
@@ -61,6 +62,14 @@ class Sampled:
     fork_position: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class ReadTurn:
+    """A turn as the host reads it: its text, and what its call returned; None where it called nothing."""
+
+    text: str
+    result: ToolResult | None
+
+
 @dataclasses.dataclass
 class WaitingRow:
     """A row whose call has been run: what it gets, where it ends, and whether that was a whole turn."""
@@ -95,16 +104,28 @@ class TurnServer:
         self._ended = [["truncated"] * slots for _ in prompts]
         self._turn_start = np.ones((len(prompts), slots), np.int64)
         self._threads = concurrent.futures.ThreadPoolExecutor(os.cpu_count())  # images leave the interpreter's lock
-        self._originals: list[concurrent.futures.Future[Image.Image]] = []
-        self._observations: dict[tuple[int, Hashable], Observation] = {}
+        self._originals: list[concurrent.futures.Future[OriginalImage]] = []
+        self._read: dict[tuple[int, int], concurrent.futures.Future[ReadTurn]] = {}
+        self._observations: dict[tuple[int, Hashable], concurrent.futures.Future[Observation]] = {}
+        self._lock = threading.Lock()
         self._places: dict[tuple[int, Hashable], int] = {}
         self._crops: list[list[PreparedImage | None]] = [[] for _ in prompts]
         self._turn_began = 0  # among the groups' crops
 
     def read_originals(self) -> None:
-        """Begins to decode the images that tools will cut from, while the device is busy with the first turn."""
+        """Begins to decode the images that tools will work on, while the device is busy with the first turn."""
         if self._tools:
-            self._originals = [self._threads.submit(load_image, p.example.images[0]) for p in self._prompts]
+            self._originals = [self._threads.submit(load_original, p.example.images[0]) for p in self._prompts]
+
+    def begin_serving(self, sampled: Sampled) -> None:
+        """Begins to read the turns that have ended by now, and to run and prepare what they call, on threads.
+
+        For turns that are not the last. What it reads of a row is final: a row that has ended its turn waits.
+        """
+        for b, m in np.argwhere(sampled.status == TURN_ENDED).tolist():
+            if (b, m) not in self._read:
+                tokens = sampled.tokens[b, m, self._turn_start[b, m] : sampled.length[b, m]]
+                self._read[b, m] = self._threads.submit(self._read_turn, b, tokens)
 
     def serve(self, sampled: Sampled, *, last_turn: bool) -> Serving:
         """Reads the turn that each waiting row has ended; runs its tool and prepares the observation, or ends it.
@@ -113,45 +134,45 @@ class TurnServer:
         for one token after them, ends before them.
         """
         serving, waiting = self._empty_serving(sampled), []
+        if self._tools and not last_turn:
+            self.begin_serving(sampled)
         for b, m in np.argwhere((sampled.status == TURN_ENDED) | (sampled.status == DONE)).tolist():
             start, end = self._turn_start[b, m], sampled.length[b, m]
             if sampled.status[b, m] == DONE and start == end:
                 continue
-            text = self._encoder.tokenizer.decode(sampled.tokens[b, m, start:end].tolist())
             self._turn_start[b, m] = end
+            if (b, m) in self._read:
+                turn = self._read.pop((b, m)).result()
+            else:
+                turn = ReadTurn(self._text(sampled.tokens[b, m, start:end]), None)
             if sampled.status[b, m] == DONE:  # out of room in the middle of a turn
-                self._turns[b][m].append(Turn(text, called="<tool_call>" in text))
+                self._turns[b][m].append(Turn(turn.text, called=OPEN_CALL_TOKEN in turn.text))
                 continue
             serving.status[b, m] = DONE
-            call = parse_tool_call(text) if self._tools else None
-            if call is None:
-                self._turns[b][m].append(Turn(text, called="<tool_call>" in text))
-                self._ended[b][m] = "answer"
-                continue
-            if last_turn:
-                self._turns[b][m].append(Turn(text, called=True))
+            if turn.result is not None:
+                ended_properly = sampled.tokens[b, m, end - 1] == self._encoder.end_of_turn_id
+                waiting.append(WaitingRow(b, m, turn.text, turn.result, int(end), bool(ended_properly)))
+            elif self._tools and last_turn and parse_tool_call(turn.text):
+                self._turns[b][m].append(Turn(turn.text, called=True))
                 self._ended[b][m] = "turn_limit"
-                continue
-            result = run_tool_call(call, self._tools, self._original(b), self._prompts[b].images[0])
-            ended_properly = sampled.tokens[b, m, end - 1] == self._encoder.end_of_turn_id
-            waiting.append(WaitingRow(b, m, text, result, int(end), bool(ended_properly)))
+            else:
+                self._turns[b][m].append(Turn(turn.text, called=OPEN_CALL_TOKEN in turn.text))
+                self._ended[b][m] = "answer"
         self.observe(serving, waiting)
         return serving
 
     def observe(self, serving: Serving, waiting: Sequence[WaitingRow]) -> None:
         """Writes the observations of the rows that wait into `serving`; those without room for theirs end."""
-        self._prepare(waiting)
-        for one in waiting:
-            b, m, result = one.group, one.row, one.result
-            observation = self._observations[b, _key(result)]
+        prepared = [self._prepared(one.group, one.result) for one in waiting]
+        for one, future in zip(waiting, prepared, strict=True):
+            b, m, result, observation = one.group, one.row, one.result, future.result()
             count = len(observation.token_ids)
             fits = count <= self._observation_length and one.end + count < self._response_length
             if not (fits and one.ended_properly):
                 self._turns[b][m].append(Turn(one.text, called=True, call_box=result.call_box))
                 continue
-            self._turns[b][m].append(
-                Turn(one.text, True, result.call_box, result.zoom, "crop" if result.image else result.error)
-            )
+            seen = result.error or (CROP if result.zoom else IMAGE)
+            self._turns[b][m].append(Turn(one.text, True, result.call_box, result.zoom, seen))
             # Positions only ever grow by what came before, text and image alike.
             start = int(serving.next_position[b, m])
             serving.status[b, m] = ACTIVE
@@ -165,15 +186,28 @@ class TurnServer:
                 serving.feature_index[b, m, :count] = np.where(index >= 0, index + first, -1)
             self._turn_start[b, m] = one.end + count
 
-    def _prepare(self, waiting: Sequence[WaitingRow]) -> None:
-        """The observations, from position 0, of results that their group has not seen."""
-        new = {(one.group, _key(one.result)): one.result for one in waiting}
-        new = {key: result for key, result in new.items() if key not in self._observations}
+    def _read_turn(self, group: int, tokens: np.ndarray) -> ReadTurn:
+        """Reads one turn, runs its tool, and has the observation prepared."""
+        text = self._text(tokens)
+        call = parse_tool_call(text)
+        if call is None:
+            return ReadTurn(text, None)
+        result = run_tool_call(call, self._tools, self._original(group), self._prompts[group].images[0])
+        self._prepared(group, result)
+        return ReadTurn(text, result)
 
-        def prepared(result: ToolResult) -> Observation:
-            return encode_observation(self._encoder, 0, crop=result.image, error=result.error or "")
+    def _text(self, tokens: np.ndarray) -> str:
+        return self._encoder.tokenizer.decode(tokens.tolist())
 
-        self._observations |= dict(zip(new, self._threads.map(prepared, new.values()), strict=True))
+    def _prepared(self, group: int, result: ToolResult) -> concurrent.futures.Future[Observation]:
+        """The observation of a result, from position 0; made once for all of the group's that look alike."""
+        with self._lock:
+            if (group, _key(result)) not in self._observations:
+                self._observations[group, _key(result)] = self._threads.submit(self._encode, result)
+            return self._observations[group, _key(result)]
+
+    def _encode(self, result: ToolResult) -> Observation:
+        return encode_observation(self._encoder, 0, crop=result.image, error=result.error or "")
 
     def _place(self, group: int, key: Hashable, image: PreparedImage) -> int:
         """Where the crop stands among the group's, newly or since an earlier row or turn."""
@@ -228,11 +262,11 @@ class TurnServer:
             next_position=sampled.next_position.copy(),
         )
 
-    def _original(self, group: int) -> Image.Image:
+    def _original(self, group: int) -> OriginalImage:
         """The group's first image in full, decoded once per rollout."""
         return self._originals[group].result()
 
 
 def _key(result: ToolResult) -> Hashable:
     """Equal for results of one original that look alike to the policy."""
-    return result.error if result.image is None else result.key
+    return result.error if result.key is None else result.key

@@ -18,9 +18,10 @@ from medvr_jax.rollout.engine import RolloutEngine
 from medvr_jax.rollout.parts import PartedRollout
 from medvr_jax.training import abstract, sharding
 from medvr_jax.training.abstract import AbstractRun
+from medvr_jax.training.rewarding import RewardSettings, combine, reward_arrays
 from medvr_jax.training.update import TrainBatch, update_sizes
 
-_NUMBER = np.int32(0)  # a number of the host, whatever it is
+_NUMBER, _SHARE = np.int32(0), np.float32(0)  # numbers of the host, whatever they are
 
 
 def prompt_runs(run: AbstractRun) -> Iterator[AbstractRun]:
@@ -54,7 +55,7 @@ def _prompt_programs(run: AbstractRun, engine: RolloutEngine, groups: int, label
     yield Program(f"{label} prefill", programs.prefill, (params, prompts, features))
     yield Program(f"{label} no crops", programs.no_crops, (features,))
     for length, state in zip(settings.cache_lengths, states, strict=True):
-        fixed = (key, prompts.prompt_ids, engine.tables, _NUMBER)
+        fixed = (key, prompts.prompt_ids, engine.tables, _NUMBER, _SHARE)
         yield Program(f"{label} decode {length}", programs.decode, (params, weights, cache, state, *fixed))
     if not settings.tool_turns:
         return
@@ -94,6 +95,12 @@ def join_programs(run: AbstractRun, engine: RolloutEngine, rollouts: PartedRollo
         part = {"prompt_inputs": inputs, "crop_features": abstract.crop_features(sized, groups)}
         part |= {name: getattr(state, name) for name in ("tokens", "positions", "feature_index")}
         yield Program(f"join {sized.rollout.prompt_bucket}", rollouts.join, ([part] * rollouts.parts,))
+
+
+def reward_program(run: AbstractRun, rewards: RewardSettings, groups: int) -> Program:
+    """What makes rewards and advantages of so many groups, those of this process."""
+    arrays = reward_arrays(groups, run.rollout.trajectories, run.rollout.tool_turns)
+    return Program("rewards", combine, (*arrays, rewards))
 
 
 def train_batches(run: AbstractRun, engine: RolloutEngine) -> Iterator[tuple[str, TrainBatch]]:

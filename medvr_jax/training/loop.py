@@ -69,11 +69,13 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
             if step % config.evaluate_every == 0:
                 row |= evaluate(trainer, progress)
             began = time.perf_counter()
-            with profiled(workdir, step, config.report.profile_steps):
+            with profiled(workdir, step, config.report.profile_steps) as trace:
                 outcome = trainer.step(step)
             if step % config.report.rollouts_every == 0 or step == config.steps - 1:
                 write_step_rollouts(workdir, trainer, outcome, step, sinks)
-            row |= step_metrics(trainer, outcome) | {"time/step": time.perf_counter() - began}
+            row |= step_metrics(trainer, outcome) | {"time/step": time.perf_counter() - began - trace.seconds}
+            if trace.seconds:
+                row["time/profile"] = trace.seconds
             # The row comes first: a run killed after its checkpoint never goes back to write it.
             if sinks:
                 sinks.write(row | process.of(step))
@@ -196,7 +198,7 @@ def write_step_rollouts(workdir: Path, trainer: Trainer, outcome: Step, step: in
 def describe(row: dict[str, Any]) -> str:
     """What the progress line says of a step."""
     text = f"reward {row['reward/total']:.2f}, right {row['rollout/right_rate']:.2f}"
-    text += f", zoomed {row['rollout/tool_rate']:.2f}, forks {row['rollout/forks_granted']:.0f}"
+    text += f", looked {row['rollout/tool_rate']:.2f}, forks {row['rollout/forks_granted']:.0f}"
     return f"{text} | {held_out(row)}" if "eval/accuracy" in row else text
 
 

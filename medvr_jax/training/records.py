@@ -90,7 +90,7 @@ def trajectory_facts(rollout: Rollout, rewards: Rewards) -> dict[str, np.ndarray
     names = ("accuracy", "format", "tool", "total", "iou", "has_spread", "correct", "well_formed")
     return {name: np.asarray(jax.device_get(getattr(rewards, name))) for name in names} | {
         "called": each(lambda t: sum(turn.called for turn in t.turns)),
-        "zooms": each(lambda t: len(t.zooms)),
+        "images": each(lambda t: t.images),
         "ended": each(lambda t: t.ended),
         "origin": each(lambda t: t.origin),
         "asked": np.array([sum(decision["asked"] for decision in group) for group in rollout.decisions], np.int64),
@@ -124,7 +124,7 @@ def rollout_metrics(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
         "reward/tool": float(facts["tool"].mean()),
         "reward/consensus_iou": float(facts["iou"][correct].mean()) if correct.any() else 0.0,
         "rollout/tool_rate": float((called > 0).mean()),
-        "rollout/valid_call_rate": float(facts["zooms"].sum() / called.sum()) if called.any() else 0.0,
+        "rollout/valid_call_rate": float(facts["images"].sum() / called.sum()) if called.any() else 0.0,
         "rollout/right_rate": float(correct.mean()),
         "rollout/format_rate": float(facts["well_formed"].mean()),
         "rollout/answered_rate": float((ended == "answer").mean()),

@@ -98,14 +98,30 @@ def zoom_boxes(rollout: Rollout, tool_turns: int) -> tuple[np.ndarray, np.ndarra
 def reward_rollout(rollout: Rollout, tool_turns: int, settings: RewardSettings) -> Rewards:
     """All rewards of a rollout, and the advantages of its groups."""
     well_formed = np.array([[_well_formed(trajectory) for trajectory in group] for group in rollout.trajectories])
+    looked = np.array([[trajectory.images > 0 for trajectory in group] for group in rollout.trajectories])
     boxes, valid = zoom_boxes(rollout, tool_turns)
-    return _combine(boxes, valid, _accuracies(rollout, settings.scheme), well_formed, settings)
+    return combine(boxes, valid, looked, _accuracies(rollout, settings.scheme), well_formed, settings)
+
+
+def reward_arrays(groups: int, slots: int, tool_turns: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """The arrays that `reward_rollout` gives to `combine`, for B groups of M slots with Z zooms at most."""
+    rows = (groups, slots)
+    boxes = (*rows, max(tool_turns, 1), 4)
+    kinds = ((boxes, np.float32), (boxes[:3], np.bool_), (rows, np.bool_), (rows, np.float32), (rows, np.bool_))
+    return tuple(jax.ShapeDtypeStruct(shape, kind) for shape, kind in kinds)
 
 
 @functools.partial(jax.jit, static_argnames="settings")
-def _combine(
-    boxes: jax.Array, valid: jax.Array, accuracy: jax.Array, well_formed: jax.Array, settings: RewardSettings
+def combine(
+    boxes: jax.Array,
+    valid: jax.Array,
+    looked: jax.Array,
+    accuracy: jax.Array,
+    well_formed: jax.Array,
+    settings: RewardSettings,
 ) -> Rewards:
+    """The arrays of a rollout, boxes `[B, M, Z, 4]` and valid `[B, M, Z]`, looked, accuracy and well_formed `[B, M]`,
+    to rewards and advantages."""
     correct = accuracy >= 1.0
     format_ = (
         medvlm_r1.format_reward(well_formed)
@@ -116,6 +132,7 @@ def _combine(
         settings.tool,
         boxes,
         valid,
+        looked,
         correct,
         eta=settings.eta,
         high=settings.high,

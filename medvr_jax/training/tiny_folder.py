@@ -16,7 +16,7 @@ from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from medvr_jax.datasets.synthetic import CLASSES, LESION_WORD, MARKER_WORD, question
 from medvr_jax.models.config import BackboneConfig, TextConfig, VisionConfig
-from medvr_jax.rollout.tools import ZoomIn
+from medvr_jax.rollout.tools.zoom import ZoomIn
 
 # The system prompts of the warm-up; the quick start's configuration has the same.
 TINY_ZOOM_SYSTEM = "Zoom in, then answer."

@@ -84,6 +84,7 @@ class Trainer:
         at_once = assembly.groups_at_once(config)
         found += ahead.rollout_programs(run, self._engine, at_once, "sample")
         found += ahead.join_programs(run, self._engine, self._rollouts, at_once)
+        found.append(ahead.reward_program(run, self._rewards, len(self.parts.rows(config.data.prompts_per_step).here)))
         for name, batch in ahead.train_batches(run, self._engine):
             if config.grpo.updates_per_batch > 1:
                 found.append(Program(f"score {name}", self._scorer, (self.state.params, batch, self._banned)))

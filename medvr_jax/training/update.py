@@ -92,7 +92,9 @@ class UpdateSettings:
     data_shards: int = 1
 
 
-FILLS = (0.5, 0.75, 1.0)  # of the tokens and crops that responses of one length may have
+# Of the tokens and crops that responses of one length may have. At most a third of the kind that needs the larger size
+# is padding, if it is more than the smallest.
+FILLS = (1 / 3, 0.5, 0.75, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from medvr_jax.inputs.chat import Encoder, Prompt, encode_observation, encode_pr
 from medvr_jax.inputs.images import PreparedImage, load_image, pack_images
 from medvr_jax.models.config import VisionConfig
 from medvr_jax.models.vision import ImageBatch
-from medvr_jax.rollout.tools import ZoomIn
+from medvr_jax.rollout.tools.zoom import ZoomIn
 from medvr_jax.training.tiny_folder import LOOK_THOUGHTS, seen_thought
 
 

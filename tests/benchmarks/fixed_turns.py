@@ -15,7 +15,8 @@ from medvr_jax.inputs.chat import Encoder, Prompt
 from medvr_jax.rollout.engine import RolloutEngine
 from medvr_jax.rollout.settings import RolloutSettings
 from medvr_jax.rollout.state import DONE, RolloutState
-from medvr_jax.rollout.tools import ToolCall, ToolResult, ZoomIn, run_tool_call
+from medvr_jax.rollout.tools import ToolCall, ToolResult, run_tool_call
+from medvr_jax.rollout.tools.zoom import ZoomIn
 from medvr_jax.rollout.trajectories import TokenArrays, Turn
 from medvr_jax.rollout.turns import Sampled, Serving, TurnServer, WaitingRow
 from tests.benchmarks.models import Model
@@ -110,10 +111,10 @@ class FixedTurnEngine(RolloutEngine):
         features = programs.encode(params, device_batch.images)
         weights = programs.slice(params)
         _, cache, state = jax.block_until_ready(programs.prefill(params, device_batch, features))
-        fixed = (jax.random.key(0), device_batch.prompt_ids, np.int32(self.stop_at(0)))
+        inputs = (weights, cache, jax.random.key(0), device_batch.prompt_ids)
 
         def program(state: RolloutState) -> RolloutState:
-            return self._decode(params, weights, cache, state, *fixed)[0]
+            return self._decode(params, inputs, state, self.stop_at(0))[0]
 
         return Decoding(program, state, self._read)
 

@@ -8,7 +8,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 Times = dict[str, list[float]]
@@ -18,24 +18,59 @@ Times = dict[str, list[float]]
 class Quiet:
     """Which rounds count on a machine that others use too: those in which they took at most `share` of its time.
 
-    A round that was disturbed is run again, `patience` times at most for each one that counts; then it counts.
+    Before a round we wait for that, `seconds` at most. A round that was disturbed is run again, `patience` times at
+    most for each one that counts; then it counts. With 0 seconds we neither wait nor run any round again.
     """
 
     share: float = 0.08
     patience: int = 4
+    seconds: float = 60.0
     repeated: int = 0
+    disturbed: int = 0  # rounds that counted all the same
 
-    def wait(self, seconds: float = 60.0) -> None:
-        """Until others leave the machine alone, but no longer than this."""
-        end = time.monotonic() + seconds
+    def wait(self) -> None:
+        """Until others leave the machine alone, but no longer than `seconds`; says so."""
+        end, said = time.monotonic() + self.seconds, False
         while time.monotonic() < end:
             before = _busy()
             time.sleep(0.5)
-            if _others(before, _busy()) <= self.share:
+            others = _others(before, _busy())
+            if others <= self.share:
                 return
+            if not said:
+                _say(
+                    f"others take {others:.0%} of the machine, at most {self.share:.0%} would not disturb: waiting for"
+                    f" that, {self.seconds:g} s at most (--wait=0: no waiting)"
+                )
+                said = True
 
 
 QUIET = Quiet()
+
+
+class Watch:
+    """Looks at rounds that are to count: how much of the machine others took of each, and whether it is run again."""
+
+    def __init__(self, runs: int) -> None:
+        self._patience = QUIET.patience * runs if QUIET.seconds else 0
+        self._before = _busy()
+
+    def begin(self) -> None:
+        """A round begins."""
+        self._before = _busy()
+
+    def end(self, name: str, found: Mapping[str, float], counts: bool = True) -> bool:
+        """The round is over, with these seconds; says so, and returns False where it is to be run again."""
+        others = _others(self._before, _busy())
+        shown = ", ".join(f"{contender} {seconds:.4f} s" for contender, seconds in found.items())
+        again = counts and others > QUIET.share and self._patience > 0
+        _say(f"round {name}: {shown}; others {others:.0%}{', run again' if again else ''}")
+        if again:
+            self._patience -= 1
+            QUIET.repeated += 1
+        elif counts and others > QUIET.share:
+            QUIET.disturbed += 1
+        return not again
 
 
 def take_turns(
@@ -43,6 +78,7 @@ def take_turns(
     runs: int,
     check: Callable[[str, Any], float | None],
     prepare: Callable[[str], None] = lambda name: None,
+    short: Collection[str] = (),
 ) -> Times:
     """Seconds of each contender, run by run: one round to warm up (compile, allocate), then `runs` rounds that count.
 
@@ -52,33 +88,56 @@ def take_turns(
         check: takes a contender's name and its result; raises AssertionError where it is not the work that was asked
             for. Called for every run, outside its time. A number that it returns is what counts of the run, in seconds.
         prepare: called with a name before each of its runs, outside its time.
+        short: contenders whose call is short beside the others': in each round that counts they are called again and
+            again, until they have taken as long as the quickest of the others did to warm up; their seconds are the
+            mean of these calls, of which the last one's result is checked.
     """
     times: Times = {name: [] for name in contenders}
-    run, patience = 0, QUIET.patience * runs
+    watch, run, span = Watch(runs), 0, 0.0
     while run <= runs:
         if run:
             QUIET.wait()
-        before, found = _busy(), {}
+        watch.begin()
+        found = {}
         for name, function in contenders.items():
             prepare(name)
-            began = time.perf_counter()
-            result = function()
-            found[name] = time.perf_counter() - began
+            calls, began = 0, time.perf_counter()
+            while not calls or (name in short and time.perf_counter() - began < span):
+                result = function()
+                calls += 1
+            found[name] = (time.perf_counter() - began) / calls
             part = check(name, result)
             found[name] = found[name] if part is None else part
             del result
-        disturbed = _others(before, _busy())
-        shown = ", ".join(f"{name} {seconds:.4f} s" for name, seconds in found.items())
-        print(f"round {run or 'to warm up'}: {shown}; others {disturbed:.0%}", file=sys.stderr, flush=True)
-        if run and disturbed > QUIET.share and patience:
-            patience -= 1
-            QUIET.repeated += 1
+        if not run:
+            span = min((seconds for name, seconds in found.items() if name not in short), default=0.0)
+        if not watch.end(str(run) if run else "to warm up", found, counts=run > 0):
             continue
         for name, seconds in found.items():
             if run:
                 times[name].append(seconds)
         run += 1
     return times
+
+
+def back_to_back(name: str, function: Callable[[], Any], runs: int, check: Callable[[Any], None]) -> list[float]:
+    """Seconds of `runs` runs in a row, after one that does not count. Those that others disturb are run again, too."""
+    QUIET.wait()
+    watch, times, run = Watch(runs), [], 0
+    while run <= runs:
+        watch.begin()
+        began = time.perf_counter()
+        result = function()
+        seconds = time.perf_counter() - began
+        check(result)
+        if watch.end(f"in a row, {run or 'to warm up'}", {name: seconds}, counts=run > 0):
+            times += [seconds] if run else []
+            run += 1
+    return times
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _busy() -> tuple[float, float, float]:
@@ -98,19 +157,6 @@ def _others(before: tuple[float, float, float], after: tuple[float, float, float
     """The share of the machine that other processes took between two readings."""
     whole, busy, own = (b - a for a, b in zip(before, after, strict=True))
     return max(busy - own, 0.0) / whole if whole else 0.0
-
-
-def back_to_back(function: Callable[[], Any], runs: int, check: Callable[[Any], None]) -> list[float]:
-    """Seconds of `runs` runs in a row, after one that does not count."""
-    times = []
-    for run in range(runs + 1):
-        began = time.perf_counter()
-        result = function()
-        seconds = time.perf_counter() - began
-        check(result)
-        if run:
-            times.append(seconds)
-    return times
 
 
 def best_of(function: Callable[[], Any], repeats: int = 7, calls: int = 1) -> float:

@@ -24,6 +24,7 @@ from medvr_jax.models.partitioning import Layout
 from medvr_jax.models.weights import load_backbone, random_backbone, save_backbone
 from medvr_jax.planning.architectures import published
 from medvr_jax.training import sharding
+from tests.benchmarks import measure
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "34359738368", "MALLOC_TOP_PAD_": "268435456"}
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -182,12 +183,13 @@ def make_encoder(folder: Path, *, prompt_side: int, crop_side: int, system: str 
 
 
 def start(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command's arguments, and the memory settings of its process, for both sides; before the first use of jax.
+    """The command's arguments, and what its process takes from them, for both sides; before the first use of jax.
 
     On a GPU jax takes memory as it needs it. With `--keep_memory`, malloc keeps its memory, as under
     `launch/quickstart.sh`: glibc reads these settings at its start, so the script is started again with them.
     """
     arguments = parser.parse_args()
+    measure.QUIET.seconds = arguments.wait
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if arguments.keep_memory and not MALLOC.keys() <= os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.argv], MALLOC | os.environ)

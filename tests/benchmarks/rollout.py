@@ -12,8 +12,9 @@ besides: preprocessing the prompt's image for each trajectory, and suppressing o
 Every trajectory zooms into a box of its own; `same crops` is a second measurement in which all take the same one, which
 we encode once. Tokens per second count the sampled tokens of the whole group.
 
-Asserted: each side sampled 16 times 2 x 64 tokens, from contexts of the same lengths, and transformers gives a whole
-trajectory of ours the log-probabilities that we recorded.
+Asserted of every round: each side sampled 16 times 2 x 64 tokens that may be sampled, behind the same prompt and around
+the same observation; and transformers gives a whole trajectory of ours, another one in each round, the
+log-probabilities that we recorded.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from medvr_jax.inputs.chat import Encoder, Prompt, encode_observation  # noqa: E402
-from medvr_jax.inputs.images import load_image  # noqa: E402
+from medvr_jax.inputs.images import load_original  # noqa: E402
 from medvr_jax.rollout.trajectories import Rollout  # noqa: E402
 from tests.benchmarks import measure, models, peers, tables  # noqa: E402
 from tests.benchmarks.fixed_turns import Box, FixedTurnEngine, FixedTurns, make_engine  # noqa: E402
@@ -76,7 +77,7 @@ class PeerRollout:
         """Whole sequences `[M, n]`."""
         context = np.tile(self.prompt.token_ids, (self.slots, 1))
         pictures = [[self.picture] for _ in range(self.slots)]
-        image = load_image(self.prompt.example.images[0])
+        image = load_original(self.prompt.example.images[0])
         for turn, new in enumerate(self.turns.sampled):
             inputs = peers.make_inputs(context, pictures, self.encoder.image_id, self.dtype)
             tokens = peers.generate(self.model, inputs, new)
@@ -98,7 +99,7 @@ def check_tokens(rollout: Rollout, model: torch.nn.Module, engine: FixedTurnEngi
     prompt, host, turns = rollout.prompts[0], rollout.host, engine.turns
     tokens = np.concatenate([prompt.token_ids, host.tokens[0, row, 1:]])[None]
     pictures = [(image.patches, image.grid) for image in prompt.images]
-    image = load_image(prompt.example.images[0])
+    image = load_original(prompt.example.images[0])
     for turn in range(len(turns.sampled) - 1):
         crop = encode_observation(engine.encoder, 0, crop=turns.zoom(prompt, image, row, turn).image).image
         assert crop is not None
@@ -129,28 +130,44 @@ def measure_model(
     prompt = make_prompt(encoder, prompt_tokens, images=1, image_side=2 * image_side)
     engine = make_engine(model, encoder, turns, slots=slots, prompt_tokens=prompt_tokens)
     special = np.asarray(engine.tables.banned)
+    observed = observation(encoder, crop_side)
     other = PeerRollout(peer, encoder, prompt, turns, slots, special)
     phases: list[dict[str, float]] = []
-    seen: dict[str, Any] = {}
+    differences: list[float] = []
+    crops: list[int] = []
 
     def check(name: str, result: Any) -> None:
-        length = prompt_tokens - 1 + turns.response_length
         if name == "ours":
             host = result.host
+            check_sequences(np.concatenate([np.tile(prompt.token_ids[:-1], (slots, 1)), host.tokens[0]], axis=1))
             assert host.sampled.sum() == slots * sum(turns.sampled) and (host.length == turns.response_length).all()
+            assert np.isfinite(host.log_probabilities).all() and (host.log_probabilities[host.sampled] < 0).all()
             assert all(len(t.zooms) == len(turns.sampled) - 1 for t in result.trajectories[0])
-            if not seen:
-                seen["largest difference of a log-probability"] = check_tokens(result, peer, engine, slots // 2)
-                seen["crops encoded"] = len(result.crops[0])
+            differences.append(check_tokens(result, peer, engine, (slots // 2 + len(phases)) % slots))
+            crops.append(len(result.crops[0]))
             phases.append(result.seconds)
         else:
-            assert result.shape == (slots, length)
+            check_sequences(result.cpu().numpy())
+
+    def check_sequences(tokens: np.ndarray) -> None:
+        """Whole sequences `[M, n]`, of either side."""
+        assert tokens.shape == (slots, prompt_tokens - 1 + turns.response_length)
+        assert (tokens[:, :prompt_tokens] == prompt.token_ids).all(), "not this prompt"
+        end = prompt_tokens
+        for new in turns.sampled:
+            assert not special[tokens[:, end : end + new]].any(), "sampled what may not be sampled"
+            end += new + turns.observation
+            seen = tokens[:, end - turns.observation : end]
+            assert (seen == observed[: seen.shape[1]]).all(), "not the observation of a crop"
 
     contenders = {
         "ours": lambda: engine.run(model.params, [prompt], jax.random.key(len(phases))),
         "generate": other.run,
     }
     times = measure.take_turns(contenders, runs, check)
+    seen: dict[str, Any] = {
+        "largest differences of a log-probability": differences, "crops encoded": sorted(set(crops)),
+    }  # fmt: skip
     seen["seconds by phase"] = {name: statistics.median(p[name] for p in phases[1:]) for name in phases[-1]}
     return times, seen
 
@@ -213,7 +230,12 @@ def run(
 
 def observation_tokens(encoder: Encoder, crop_side: int) -> int:
     """Tokens of an observation with a square crop."""
-    return len(encode_observation(encoder, 0, crop=Image.new("RGB", (crop_side, crop_side))).token_ids)
+    return len(observation(encoder, crop_side))
+
+
+def observation(encoder: Encoder, crop_side: int) -> np.ndarray:
+    """Token ids of an observation with a square crop, whatever is to be seen in it."""
+    return np.asarray(encode_observation(encoder, 0, crop=Image.new("RGB", (crop_side, crop_side))).token_ids)
 
 
 def main() -> None:

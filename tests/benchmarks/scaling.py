@@ -8,7 +8,9 @@ measured in turn. Printed: seconds, the exponent of a power law fitted to each a
 of a line fitted to the seconds: what the prompt costs however many trajectories there are, and what each one adds.
 With --output also `scaling.svg`.
 
-Asserted: every rollout sampled the tokens that it was asked for, every update trained them.
+Asserted: every rollout sampled the tokens that it was asked for; every update got the tokens that whole sequences of
+the group have, each once (at most 1.10 times with padding), with the loss that their advantages give by hand, and the
+first one changed every parameter.
 """
 
 from __future__ import annotations
@@ -85,13 +87,32 @@ def make_step(model: models.Model, case: Case) -> tuple[Callable[[], Any], Calla
         observation=observation_tokens(encoder, case.crop_side), crop_side=case.crop_side, images=case.images,
     )  # fmt: skip
     update = OurUpdate(model, work)
+    # bfloat16 weights are too coarse for one small step.
+    before = [jax.device_get(leaf) for leaf in _trained(update)] if model.dtype == "float32" else []
 
     def check(metrics: dict[str, float]) -> dict[str, float]:
-        assert np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
-        assert work.tokens_processed == case.P + case.M * case.T
+        """Of every step; what its arrays hold is counted on the devices, what there is in the peer's sequences."""
+        batch = update.batch
+        processed = batch.prompt.tokens.size + batch.packing.slots.size
+        found = int(batch.prompt.valid.sum()) + len(np.unique(np.asarray(batch.packing.places)))
+        assert found <= processed <= 1.10 * work.distinct_tokens, (found, processed, work.distinct_tokens)
+        # Each response begins with the prompt's last token; a few may begin alike by chance.
+        assert work.distinct_tokens <= found < work.distinct_tokens + 2 * case.M, (found, work.distinct_tokens)
+        trained = case.M * (case.T - 1 - work.observed)
+        assert int(batch.sampled.sum()) == work.sampled.sum() == trained, (int(batch.sampled.sum()), trained)
+        assert abs(metrics["loss"] - work.loss()) <= 1e-3 and metrics["grad_norm"] > 0, (metrics, work.loss())
+        if before:
+            after = (jax.device_get(leaf) for leaf in _trained(update))
+            assert all((a != b).any() for a, b in zip(before, after, strict=True)), "a parameter was not trained"
+            before.clear()
         return {}
 
     return update.step, check
+
+
+def _trained(update: OurUpdate) -> list[jax.Array]:
+    """The parameters that the update changes."""
+    return jax.tree.leaves(update.state.trainable)
 
 
 def measure_axis(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
 import os
@@ -15,6 +16,8 @@ from typing import Any
 
 import jax
 
+from tests.benchmarks import measure
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers", "trl", "shapely")
 
 
@@ -22,6 +25,10 @@ def parser(description: str, runs: int = 5) -> argparse.ArgumentParser:
     """The arguments that every benchmark has."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--runs", type=int, default=runs, help="paired runs that count")
+    made.add_argument(
+        "--wait", type=float, default=measure.QUIET.seconds, metavar="SECONDS",
+        help="at most before each round, for others to leave the machine alone; 0 = never, and no round is run again",
+    )  # fmt: skip
     made.add_argument("--keep_memory", action="store_true", help="with the malloc settings of launch/quickstart.sh")
     made.add_argument("--output", default=None, help="folder for the JSON file; none is written without it")
     return made
@@ -92,6 +99,7 @@ def report(
         "machine": machine(),
         "versions": versions(),
         "protocol": protocol,
+        "others": dataclasses.asdict(measure.QUIET),
         "sizes": dict(sizes),
         "table": [dict(row) for row in rows],
         "figures": dict(figures or {}),

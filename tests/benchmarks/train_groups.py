@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -28,7 +29,8 @@ class GroupOfWork:
         sampled: `[M, n - prompt_length]` bool.
         advantages: `[M]` float32.
         prompt_length: tokens of the prompt, its last one included.
-        tokens_processed, distinct_tokens: that our update's decoder sees, padding included; and that there are.
+        observed: tokens of each observation; 0 without crops.
+        tokens_processed: that our update's decoder sees, padding included.
     """
 
     batch: TrainBatch
@@ -37,8 +39,29 @@ class GroupOfWork:
     sampled: np.ndarray
     advantages: np.ndarray
     prompt_length: int
+    observed: int
     tokens_processed: int
-    distinct_tokens: int
+
+    @functools.cached_property
+    def distinct_tokens(self) -> int:
+        """Tokens that there are, counted in the whole sequences: different beginnings of one or several of them.
+
+        Responses that happen to begin alike have one token less than they would have by P + M T.
+        """
+        places: dict[tuple[int, int], int] = {}
+        for row in self.sequences.tolist():
+            place = 0
+            for token in row:
+                place = places.setdefault((place, token), len(places) + 1)
+        return len(places)
+
+    def loss(self) -> float:
+        """Of an update that samples and scores with one policy: the ratio is 1, the objective each token's advantage.
+
+        By hand, of the tokens that count in the whole sequences: `-sum_m A_m n_m / sum_m n_m`.
+        """
+        counts = self.sampled.sum(axis=1)
+        return float(-(self.advantages.astype(np.float64) * counts).sum() / counts.sum())
 
 
 def make_group(
@@ -74,7 +97,7 @@ def make_group(
     positions[..., 1:, :] = (packed.next_position[0] + np.arange(response - 1))[:, None]
     feature_index = np.full(shape, -1, np.int32)
     pictures: list[list[Picture]] = []
-    prepared = []
+    prepared, count = [], 0
     if images:
         for m, crop in enumerate(make_crops(slots, crop_side)):
             before = (response - observation) // 2
@@ -121,8 +144,8 @@ def make_group(
         sampled=sampled[0, :, 1:],
         advantages=advantages[0],
         prompt_length=prompt_tokens,
+        observed=count,
         tokens_processed=packed.tokens.size + batch.packing.slots.size,
-        distinct_tokens=prompt_tokens + slots * (response - 1),
     )
 
 

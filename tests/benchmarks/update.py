@@ -153,7 +153,7 @@ def run(
         rows, in_a_row = [], {}
         for kind, function in contenders.items():
             prepare(kind)
-            in_a_row[kind] = measure.back_to_back(function, runs, lambda result, kind=kind: check(kind, result))
+            in_a_row[kind] = measure.back_to_back(kind, function, runs, lambda result, kind=kind: check(kind, result))
         for protocol, found in (("in alternation", times), ("in a row", in_a_row)):
             row: dict[str, Any] = {"steps": protocol, "ours, s": statistics.median(found["ours"])}
             for kind in list(contenders)[1:]:

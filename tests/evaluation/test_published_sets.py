@@ -282,7 +282,7 @@ def test_the_tables_are_those_of_the_policys_rows(evaluated: Evaluated) -> None:
     for name, found in used.items():
         here = [row for row in rows if row["dataset"] == name]
         assert found["tool_rate"] == np.mean([row["called"] for row in here])
-        assert found["crops_per_answer"] == np.mean([len(row["boxes"]) for row in here])
+        assert found["images_per_answer"] == np.mean([len(row["boxes"]) for row in here])
 
     # The tiny model zooms where it learned to alone; so zooms into the left half of each first true box are put in.
     known = {"slake": 1, "grounding": 2, "slake_detection": 2}  # questions with true boxes

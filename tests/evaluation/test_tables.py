@@ -248,11 +248,13 @@ def test_use_of_the_tool_by_hand() -> None:
         zooming("3", 0, [], [LEFT], [None]),
         zooming("4", 0, [LEFT], [LEFT], ["crop", None], texts=[call, call], ended="turn_limit"),
     ]
+    windowed = figures.tool_use([zooming("5", 1, [], [], ["image", None]), rows[2]])  # an image that is no region
+    assert windowed["valid_call_rate"] == 1.0 and windowed["images_per_answer"] == 1 / 2
     figure = figures.tool_use(rows)
     assert figure["answers"] == 4 and figure["calls"] == 5
     assert figure["tool_rate"] == 3 / 4
     assert figure["valid_call_rate"] == 3 / 5
-    assert figure["crops_per_answer"] == 3 / 4
+    assert figure["images_per_answer"] == 3 / 4
     assert figure["turns_per_answer"] == 8 / 4
     assert figure["well_formed_rate"] == 3 / 4
     assert figure["sampled_tokens"] == 20

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from medvr_jax.errors import UserError
-from medvr_jax.inputs.images import load_image, load_processor, pack_images, prepare_image
+from medvr_jax.inputs.images import load_image, load_original, load_processor, pack_images, prepare_image
 from medvr_jax.models.config import BackboneConfig
 from tests.inputs.tiny import TINY
 
@@ -38,6 +38,20 @@ def test_any_mode_becomes_rgb(mode):
     assert loaded.mode == "RGB" and loaded.size == (8, 8)
     values = np.asarray(loaded)[..., 0]
     assert values[0, 0] < 10 and values[-1, -1] > 245  # deep grey is scaled, not clipped
+
+
+def test_levels_keep_what_the_eight_bits_round_away():
+    """Of a 16-bit file its 65,536 values as fractions of the 256 that are shown; of others just these."""
+    values = np.random.default_rng(0).integers(300, 60_000, (40, 30)).astype(np.uint16)
+    original = load_original(encoded(Image.fromarray(values)))
+    exact = (values.astype(np.float64) - values.min()) * 255 / (int(values.max()) - int(values.min()))
+    np.testing.assert_allclose(original.levels, exact, atol=1e-4)
+    assert len(np.unique(original.levels)) > 1000
+    np.testing.assert_array_equal(np.asarray(original.shown)[..., 0], np.round(exact))
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8))
+    original = load_original(encoded(colours))
+    np.testing.assert_array_equal(original.levels, np.asarray(colours))
+    assert original.levels.dtype == np.float32
 
 
 @pytest.mark.parametrize("data", [b"", b"not an image", encoded(Image.new("RGB", (64, 64), 9))[:60]])

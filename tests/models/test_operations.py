@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from medvr_jax.models import backbone as backbone_module
 from medvr_jax.models import operations
 from medvr_jax.models.backbone import Backbone, PromptInputs, ResponseInputs
 from medvr_jax.models.config import BackboneConfig
@@ -75,7 +78,48 @@ def test_a_group(model, gradient):
         + operations.response_forward(sizes, config, T, P + T)
         + operations.head_forward(sizes, T)
     )
-    assert B * group * (operations.passes("none") if gradient else 1) == pytest.approx(found, rel=0.06)
+    assert B * group * (3 if gradient else 1) == pytest.approx(found, rel=0.06)
+
+
+def products(jaxpr) -> float:
+    """Operations of all matrix products in a program: those in a loop's body as often as it runs."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (left, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += 2.0 * math.prod(shape[axis] for axis in left) * equation.outvars[0].aval.size
+        inner = [products(part) for part in jax.extend.core.jaxprs_in_params(equation.params)]
+        total += sum(inner) * equation.params.get("length", 1)
+    return total
+
+
+def test_what_remat_repeats(model, monkeypatch):
+    """Products in the program of a gradient, with all layers in one loop: two trajectories and their prompt."""
+    monkeypatch.setattr(backbone_module, "SCORE_SCAN_FROM", 1)
+    config, graphdef, params = model
+    M = 2
+    prompt = PromptInputs(
+        array(B, P), array(B, P, 3), array(B, P, dtype=bool), array(B, P), array(B, 0, 512, dtype=jnp.float32)
+    )
+    response = ResponseInputs(array(B, M, T), array(B, M, T, 3), array(B, M, T), array(B, 0, 512, dtype=jnp.float32))
+
+    def total(params, prompt, response, remat):
+        backbone = nnx.merge(graphdef, params)
+        return jnp.sum(backbone.score(prompt, response, pack_all(B, M, T), remat) ** 2)
+
+    found = {
+        remat: products(jax.make_jaxpr(jax.grad(total), static_argnums=3)(params, prompt, response, remat).jaxpr)
+        for remat in ("none", "dots", "block")
+    }
+    work = operations.Work(tokens=P + M * T, pairs=P * P + M * T * (P + T)).times(B)
+    sizes = operations.matrices(params, config)
+    counted = {remat: operations.training(sizes, config, work, remat) for remat in found}
+    assert found["dots"] - found["none"] == pytest.approx(counted["dots"] - counted["none"], rel=0.01)
+    once = operations.forward(sizes, config, work)
+    assert 0.6 * once < found["block"] - found["none"] <= counted["block"] - counted["none"] == once
+    # Attention's backward pass makes the scores again: five products for its two.
+    assert found["none"] == pytest.approx(counted["none"] + operations.attention(config, work) / 2, rel=0.01)
 
 
 def test_published_sizes():

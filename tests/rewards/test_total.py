@@ -24,7 +24,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("mode", TOOL_MODES)
 def test_tool_modes(mode: str) -> None:
-    result = jax.jit(tool_reward_by_mode, static_argnums=0)(mode, BOXES, VALID, CORRECT)
+    result = jax.jit(tool_reward_by_mode, static_argnums=0)(mode, BOXES, VALID, VALID.any(-1), CORRECT)
     np.testing.assert_array_equal(result.reward[0], EXPECTED[mode])
     total = total_reward(CORRECT.astype(float), jnp.zeros((1, 5)), result.reward, tool_mode=mode)
     np.testing.assert_array_equal(total[0], np.add(EXPECTED[mode], [1, 1, 1, 1, 0]))
@@ -41,6 +41,6 @@ def test_weights_and_gate() -> None:
 
 def test_unknown_mode() -> None:
     with pytest.raises(ValueError, match="tool_mode"):
-        tool_reward_by_mode("lucky", BOXES, VALID, CORRECT)
+        tool_reward_by_mode("lucky", BOXES, VALID, VALID.any(-1), CORRECT)
     with pytest.raises(ValueError, match="tool_mode"):
         total_reward(CORRECT, CORRECT, CORRECT, tool_mode="lucky")

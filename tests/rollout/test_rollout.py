@@ -15,10 +15,12 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from medvr_jax import assembly
 from medvr_jax.inputs.chat import encode_observation, encode_prompts
 from medvr_jax.inputs.images import load_image
+from medvr_jax.rollout import engine as engine_module
 from medvr_jax.rollout import settings as settings_module
 from medvr_jax.rollout.parts import PartedRollout
-from medvr_jax.rollout.state import DECISION_FIELDS
+from medvr_jax.rollout.state import ACTIVE, DECISION_FIELDS, TURN_ENDED
 from medvr_jax.rollout.trajectories import Rollout
+from medvr_jax.rollout.turns import Sampled, TurnServer
 from medvr_jax.training import sharding
 from medvr_jax.training.rewarding import reward_rollout
 from medvr_jax.training.trainer import Trainer
@@ -256,6 +258,31 @@ def test_growing_caches_change_nothing(rolled: tuple[Any, Rollout], monkeypatch:
     lengths = [slots for _, _, slots in grown.calls.decode]
     assert lengths == sorted(lengths) and {14, 28, 56, 112} <= set(lengths)
     same_tokens(rolled[1], grown)
+
+
+def test_serving_ahead_changes_nothing(rolled: tuple[Any, Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Turns are read, and crops cut, while other rows still sample, as often as the engine says."""
+    begun: list[np.ndarray] = []
+    begin = TurnServer.begin_serving
+
+    def begin_serving(server: TurnServer, sampled: Sampled) -> None:
+        begun.append(np.array([(sampled.status == status).sum() for status in (TURN_ENDED, ACTIVE)]))
+        begin(server, sampled)
+
+    monkeypatch.setattr(TurnServer, "begin_serving", begin_serving)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "SERVE_AHEAD_AT", (0.25, 0.5, 0.9))
+        _, ahead = roll()
+    early = [ended for ended, active in begun if active]
+    assert len(early) == 3 and early == sorted(early) and early[-1] < 32  # of 32 rows
+    begun.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "SERVE_AHEAD_AT", ())
+        _, after = roll()
+    assert not [ended for ended, active in begun if active]
+    for rollout in (ahead, after):
+        same_tokens(rolled[1], rollout)
+        assert rollout.calls.steps == rolled[1].calls.steps
 
 
 def test_a_crop_is_encoded_once_for_its_group(rolled: tuple[Any, Rollout]) -> None:

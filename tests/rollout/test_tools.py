@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from medvr_jax.errors import UserError
-from medvr_jax.inputs.images import PreparedImage
+from medvr_jax.inputs.images import OriginalImage, PreparedImage
 from medvr_jax.rollout.tools import ToolResult, parse_tool_call, run_tool_call, system_prompt, tools_by_name
 
 TOOLS = tools_by_name(["image_zoom_in_tool"])
@@ -28,7 +28,7 @@ def call(box: object, name: str = "image_zoom_in_tool") -> str:
 def run(text: str) -> ToolResult:
     parsed = parse_tool_call(text)
     assert parsed is not None
-    return run_tool_call(parsed, TOOLS, ORIGINAL, SEEN)
+    return run_tool_call(parsed, TOOLS, OriginalImage(ORIGINAL), SEEN)
 
 
 def test_the_crop_comes_from_the_original() -> None:

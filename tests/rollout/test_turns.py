@@ -13,7 +13,7 @@ from PIL import Image
 
 from medvr_jax.datasets.synthetic import SyntheticTask
 from medvr_jax.inputs.chat import encode_observation, encode_prompt, load_encoder
-from medvr_jax.inputs.images import PreparedImage, load_image
+from medvr_jax.inputs.images import OriginalImage, PreparedImage, load_original
 from medvr_jax.rollout.state import ACTIVE, BASE, TURN_ENDED
 from medvr_jax.rollout.tools import ToolResult
 from medvr_jax.rollout.turns import Sampled, TurnServer
@@ -30,9 +30,9 @@ class Brighten:
     def schema(self) -> dict[str, Any]:
         return {}
 
-    def run(self, arguments: Mapping[str, Any], image: Image.Image, prepared: PreparedImage) -> ToolResult:
+    def run(self, arguments: Mapping[str, Any], original: OriginalImage, prepared: PreparedImage) -> ToolResult:
         times = arguments["times"]
-        return ToolResult(image.point(lambda value: min(int(value * times), 255)), (self.name, times))
+        return ToolResult(lambda: original.shown.point(lambda value: min(int(value * times), 255)), (self.name, times))
 
 
 def test_images_differ_by_whatever_the_tool_says() -> None:
@@ -64,10 +64,10 @@ def test_images_differ_by_whatever_the_tool_says() -> None:
         server.read_originals()
         serving = server.serve(sampled, last_turn=False)
         assert (serving.status == ACTIVE).all()
-        assert [[turn.observation for turn in t.turns] for t in server.trajectories(sampled)[0]] == [["crop"]] * 3
+        assert [[turn.observation for turn in t.turns] for t in server.trajectories(sampled)[0]] == [["image"]] * 3
     places = [set((row[row >= 0] // FEATURES).tolist()) for row in serving.feature_index[0]]
     assert places == [{0}, {1}, {0}]
-    original = load_image(prompt.example.images[0])
+    original = load_original(prompt.example.images[0])
     for crop, times in zip(server.crops[0], wanted[:2], strict=True):
         bright = Brighten().run({"times": times}, original, prompt.images[0])
         expected = encode_observation(encoder, 0, crop=bright.image).image
@@ -76,6 +76,6 @@ def test_images_differ_by_whatever_the_tool_says() -> None:
 
 
 def test_an_image_without_a_key_is_refused() -> None:
-    for wrong in ({"image": Image.new("RGB", (28, 28))}, {"key": 1, "error": "Error: x."}, {}):
+    for wrong in ({"draw": lambda: Image.new("RGB", (28, 28))}, {"key": 1, "error": "Error: x."}, {}):
         with pytest.raises(ValueError, match="an image with its key, or an error"):
             ToolResult(**wrong)

@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTo
 from medvr_jax import assembly
 from medvr_jax.errors import UserError
 from medvr_jax.inputs.chat import encode_observation, encode_prompts
-from medvr_jax.inputs.images import load_image
+from medvr_jax.inputs.images import load_original
 from medvr_jax.models.weights import load_backbone
 from medvr_jax.rollout.tools import parse_tool_call, run_tool_call
 from medvr_jax.training.export import export_policy
@@ -53,7 +53,7 @@ def test_transformers_walks_the_same_trajectory(exported: tuple[assembly.Parts, 
     banned = np.flatnonzero(np.asarray(engine.tables.banned)).tolist()
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     for b, prompt in enumerate(prompts):
-        image = load_image(prompt.example.images[0])
+        image = load_original(prompt.example.images[0])
         seen = processor(
             images=[image], size={"shortest_edge": 112 * 112, "longest_edge": 112 * 112}, return_tensors="np"
         )

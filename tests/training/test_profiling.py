@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 from pathlib import Path
 
 import jax
@@ -28,8 +29,13 @@ def test_steps_that_were_asked_for(tmp_path: Path) -> None:
     x = jnp.full((64, 64), 0.1)
     program(x)
     for step in range(3):
-        with profiled(tmp_path, step, (1,)):
+        began = time.perf_counter()
+        with profiled(tmp_path, step, (1,)) as trace:
             jax.block_until_ready(program(x))
+            time.sleep(0.2)
+        passed = time.perf_counter() - began
+        # What the profiler took is told apart from what was done within.
+        assert (0.0 < trace.seconds < passed - 0.2) if step == 1 else trace.seconds == 0.0
     assert [folder.name for folder in (tmp_path / "profile").iterdir()] == ["step_000001"]
     for names in events(tmp_path / "profile/step_000001"):
         assert any("tanh" in name for name in names), names

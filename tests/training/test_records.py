@@ -50,12 +50,34 @@ def made_rollout() -> Rollout:
     )
 
 
+def without_boxes(rollout: Rollout) -> Rollout:
+    """The same with images of a tool that shows the whole image."""
+
+    def changed(turn: Turn) -> Turn:
+        return dataclasses.replace(turn, zoom=None, observation="image") if turn.zoom else turn
+
+    groups = [
+        [dataclasses.replace(t, turns=tuple(map(changed, t.turns))) for t in group] for group in rollout.trajectories
+    ]
+    return dataclasses.replace(rollout, trajectories=groups)
+
+
+def test_only_regions_count_for_the_consensus() -> None:
+    """A look at the whole image votes for nowhere, as an answer without a look does."""
+    settings = assembly.reward_settings(small_config(rewards__tool="consensus"))
+    tool = [reward_rollout(r, 1, settings).tool for r in (made_rollout(), without_boxes(made_rollout()))]
+    np.testing.assert_array_equal(tool[0], [[0.5, 0, 0, 0]])  # one of two right ones is no strict majority
+    np.testing.assert_array_equal(tool[1], [[0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("boxes", [True, False])
 @pytest.mark.parametrize(("tool", "expected"), [("none", 0), ("conditional", 0.25), ("unconditional", 0.5)])
-def test_the_tool_reward_is_what_entered_the_total(tool: str, expected: float) -> None:
+def test_the_tool_reward_is_what_entered_the_total(tool: str, expected: float, boxes: bool) -> None:
+    """Whether the images that came back are regions or not."""
     settings = assembly.reward_settings(small_config(rewards__tool=tool))
-    rollout = made_rollout()
+    rollout = made_rollout() if boxes else without_boxes(made_rollout())
     figures = rollout_metrics(trajectory_facts(rollout, reward_rollout(rollout, 1, settings)))
-    assert figures["reward/tool"] == expected
+    assert figures["reward/tool"] == expected and figures["rollout/valid_call_rate"] == 1.0
     assert figures["reward/total"] == pytest.approx(
         figures["reward/accuracy"] + figures["reward/format"] + figures["reward/tool"]
     )

@@ -57,15 +57,12 @@ def test_fifty_steps_compile_nothing(mixed: Any, monkeypatch: pytest.MonkeyPatch
     patches, prompts, crops, caches = set(), set(), set(), set()
     for step in range(STEPS):
         outcome = trainer.step(step)
-        if step == 0:
-            settled = programs.compilations().count
-            assert settled - warm <= 3  # what only the host calls: the rewards of a step, the key
+        assert programs.compilations().count == warm, f"step {step} compiled something"
         patches |= {len(image.patches) for prompt in outcome.rollout.prompts for image in prompt.images}
         crops |= set(outcome.rollout.calls.crops)
         caches |= {slots for _, _, slots in outcome.rollout.calls.decode}
         prompts.add((outcome.passed.prompt, outcome.passed.images))
     trainer.prompts.close()
-    assert programs.compilations().count == settled
     # The run has seen different shapes indeed.
     found = patches, prompts, crops, caches
     assert len(patches) > 4 and all(len(shapes) > 1 for shapes in found[1:]), found
