@@ -159,6 +159,12 @@ def get_config() -> ConfigDict:
     report.groups = 256
     report.rollouts_every = 10  # steps between files of rollouts/; the first and last step always have one
     report.profile_steps = ()  # steps that jax.profiler traces into WORKDIR/profile/, e.g. (5,); for XProf or Perfetto
+    # Sinks beside metrics.jsonl, from requirements-extras.txt; a run goes on without one that is missing or fails.
+    report.tensorboard = False  # curves, pictures of groups and texts into WORKDIR/tensorboard/
+    report.wandb = "off"  # off | online | offline (kept in WORKDIR/wandb/, for `wandb sync`): Weights & Biases
+    report.wandb_project = "medvr_jax"  # project there
+    report.wandb_entity = ""  # user or team there; empty = its default
+    report.wandb_name = ""  # of the run there; empty = the name of WORKDIR
 
     # --mode=evaluate; sets, split and questions also of --mode=leaks. The evaluations of a training run are greedy, on
     # the test questions of `data`.

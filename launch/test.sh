@@ -3,7 +3,7 @@
 # The exit status is pytest's, or ruff's where the tests pass and the style does not.
 set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install requirements.txt requirements-test.txt || exit
+install requirements.txt requirements-extras.txt requirements-test.txt || exit
 
 # The viewer's tests drive a browser; where there is none, and none can be had soon, they are skipped.
 if ! command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then

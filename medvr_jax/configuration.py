@@ -54,6 +54,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rewards.scheme": ("medvr", "medvlm_r1"),
     "grpo.aggregation": ("token", "sequence"),
     "optimizer.schedule": ("constant", "linear", "cosine"),
+    "report.wandb": ("off", "online", "offline"),
     "evaluate.failures": ("refuse", "empty"),
 }
 # Numbers are at least 0 and whole ones at least 1, unless they are named here: (lowest, highest).

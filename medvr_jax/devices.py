@@ -6,6 +6,7 @@ Published figures where the table in `hardware.py` has the device. A CPU is meas
 from __future__ import annotations
 
 import functools
+import platform
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -63,6 +64,15 @@ def measured_cpu() -> Limits:
         return min(spent)
 
     return Limits(2 * _SIDE**3 / best(square, square), rows.nbytes / best(rows, vector))
+
+
+def describe_devices() -> str:
+    """All devices of the run, and with what they are driven: "2 cpu devices of 1 process, jax 0.10.2, Python 3.11"."""
+    devices, processes = jax.device_count(), jax.process_count()
+    return (
+        f"{devices} {jax.devices()[0].device_kind} device{'s' if devices > 1 else ''} of {processes} "
+        f"process{'es' if processes > 1 else ''}, jax {jax.__version__}, Python {platform.python_version()}"
+    )
 
 
 def peak_memory(devices: Sequence[jax.Device]) -> dict[str, float]:

@@ -19,7 +19,10 @@ from medvr_jax.evaluation.options import answered_elsewhere
 CHECKPOINT_FIELDS = ("trainer", "model.", "optimizer.", "grpo.kl_weight")
 EXPORT_FIELDS = ("model.export_dtype",)  # an export of a finished run may choose them anew
 # They change nothing that a run computes.
-FREE_FIELDS = ("programs.cache", "report.profile_steps", "evaluate.", "data.max_image_pixels")
+FREE_FIELDS = (
+    "programs.cache", "report.profile_steps", "report.tensorboard", "report.wandb", "evaluate.",
+    "data.max_image_pixels",
+)  # fmt: skip
 
 
 def saved_config(

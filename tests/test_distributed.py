@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ RUN = {
     "checkpoint_every": 2,
     "evaluate_every": 4,
     "report.rollouts_every": 1,
+    "report.tensorboard": True,
     "data.prompts_per_step": 8,
     "data.test_examples": 12,  # the second batch is filled up
     "rollout.trajectories": 4,
@@ -150,9 +152,9 @@ def test_metrics_are_the_same(runs: tuple[Path, Path, Path]) -> None:
     for folder in (killed, two):
         found = lines(folder / "metrics.jsonl")
         for before, after in zip(expected, found, strict=folder == two):
-            assert before.keys() == after.keys() - {"resumed"}
+            assert before.keys() - {"process/devices"} == after.keys() - {"resumed", "process/devices"}
             for name, value in before.items():
-                if not name.startswith(("time/", "speed/", "memory/", "compilations")):
+                if not name.startswith(("time/", "speed/", "memory/", "compilations", "process/")):
                     assert after[name] == pytest.approx(value, abs=1e-5, rel=1e-5), (before["step"], name)
     # Nothing is compiled after the first step.
     assert len({row["compilations"] for row in lines(killed / "metrics.jsonl")}) == 1
@@ -163,6 +165,10 @@ def test_only_process_0_speaks_and_writes(runs: tuple[Path, Path, Path]) -> None
     two = runs[2]
     assert (two / "report" / "index.html").is_file()
     assert log_of(two).read_text().count("report in ") == 1
+    devices = [row["process/devices"] for row in lines(two / "metrics.jsonl") if "process/devices" in row]
+    assert [text.partition(",")[0] for text in devices] == ["8 cpu devices of 2 processes"] * 2  # began and went on
+    if importlib.util.find_spec("tensorboardX"):
+        assert len(list((two / "tensorboard").iterdir())) == 2
     assert not list(two.glob("**/*.new"))
 
 

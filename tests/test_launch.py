@@ -25,7 +25,7 @@ def clone(tmp_path: Path) -> Path:
     folder = tmp_path / "clone"
     shutil.copytree(REPOSITORY / "launch", folder / "launch")
     shutil.copytree(REPOSITORY / ".ci", folder / ".ci")
-    for name in ("requirements.txt", "requirements-test.txt"):
+    for name in ("requirements.txt", "requirements-extras.txt", "requirements-test.txt"):
         shutil.copy(REPOSITORY / name, folder)
     (folder / ".venv" / "bin").mkdir(parents=True)
     for name in ("python", "ruff"):
@@ -85,7 +85,7 @@ def test_an_unsuitable_python_is_refused(clone: Path) -> None:
 
 
 def test_every_pin_is_exact_and_torch_is_for_tests_only() -> None:
-    for name in ("requirements.txt", "requirements-test.txt"):
+    for name in ("requirements.txt", "requirements-extras.txt", "requirements-test.txt"):
         lines = [line.partition("#")[0].strip() for line in (REPOSITORY / name).read_text().splitlines()]
         for line in filter(None, lines):
             assert re.fullmatch(r"[A-Za-z0-9_-]+==[0-9][0-9.]*(; python_version (<|>=) \"3\.12\")?", line), line

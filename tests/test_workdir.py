@@ -58,6 +58,15 @@ def test_steps_of_a_cosine_schedule_cannot_grow(tiny: ConfigDict, tmp_path: Path
         prepare_workdir(tmp_path / "run", configuration.validate(tiny), "train")
 
 
+def test_a_run_goes_on_with_other_sinks(tiny: ConfigDict, tmp_path: Path) -> None:
+    start_run(tmp_path / "run", configuration.validate(tiny))
+    tiny.report.tensorboard, tiny.report.wandb, tiny.report.wandb_name = True, "offline", "again"
+    prepare_workdir(tmp_path / "run", configuration.validate(tiny), "train")
+    tiny.report.wandb = "on"
+    with pytest.raises(UserError, match="report.wandb: found 'on', allowed are off, online, offline"):
+        configuration.validate(tiny)
+
+
 def test_other_modes_may_change_what_does_not_shape_a_checkpoint(tiny: ConfigDict, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     with pytest.raises(UserError, match="holds no config.json"):

@@ -86,7 +86,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 class MetricsWriter:
-    """Appends rows to `workdir/metrics.jsonl`; a context manager.
+    """Appends rows to `workdir/metrics.jsonl`; a context manager. `kept` are the rows that were there before.
 
     Args:
         workdir: the run's folder.
@@ -97,9 +97,10 @@ class MetricsWriter:
     def __init__(self, workdir: str | Path, resume_step: int = 0) -> None:
         path = Path(workdir) / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
+        self.kept: list[dict[str, Any]] = []
         if path.exists():
-            kept = [row for row in read_metrics(path) if row["step"] < resume_step]
-            replace_file(path, "".join(map(json_line, kept)))
+            self.kept = [row for row in read_metrics(path) if row["step"] < resume_step]
+            replace_file(path, "".join(map(json_line, self.kept)))
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: Mapping[str, Any]) -> None:

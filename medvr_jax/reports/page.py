@@ -33,7 +33,8 @@ def write_report(workdir: str | Path, groups_shown: int = 256, raster: int = 64)
         raise UserError(f"--workdir: {workdir / FILE_NAME} holds no row, so there is nothing to report yet")
     page = workdir / "report" / "index.html"
     replace_file(page, render(workdir, rows, groups_shown, raster))
-    replace_file(page.with_name("summary.md"), summary.render(workdir.resolve().name, rows))
+    fields = summary.read_fields(workdir)
+    replace_file(page.with_name("summary.md"), summary.render(workdir.resolve().name, rows, fields, str(workdir)))
     return page
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -48,7 +49,7 @@ class Progress:
     ) -> None:
         self._total, self._label, self._clock = total, label, clock
         self._stream = sys.stdout if stream is None else stream
-        self._terminal = self._stream.isatty()
+        self._terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._done = start
         self._mark = (clock(), start)  # where the rate is measured from
         self._warm = False
@@ -79,6 +80,8 @@ class Progress:
         lasting = not self._terminal and now - self._last_note >= _NOTE_SECONDS
         if lasting:
             self._last_note = now
+        if self._done >= self._total:  # more is done behind the last item
+            self._rate = ""
         self._show(text, lasting)
 
     def _show(self, text: str, lasting: bool) -> None:

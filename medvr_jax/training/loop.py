@@ -10,12 +10,13 @@ from typing import Any
 import jax
 
 from medvr_jax import assembly, distributed, programs
-from medvr_jax.devices import peak_memory
+from medvr_jax.devices import describe_devices, peak_memory
 from medvr_jax.errors import UserError
-from medvr_jax.reports.metrics import FILE_NAME, MetricsWriter, read_metrics
+from medvr_jax.reports.metrics import FILE_NAME, read_metrics
 from medvr_jax.reports.page import write_report
 from medvr_jax.reports.progress import Progress
 from medvr_jax.reports.rollouts import write_rollouts
+from medvr_jax.reports.sinks import Sinks, open_sinks
 from medvr_jax.training import throughput
 from medvr_jax.training.checkpoints import Checkpoints
 from medvr_jax.training.export import export, export_policy
@@ -59,8 +60,8 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
         start = resume(trainer, checkpoints)
         stack.enter_context(contextlib.closing(trainer.prompts))
         warm_up(trainer)
-        writer = MetricsWriter(workdir, start) if distributed.is_main() else contextlib.nullcontext()
-        metrics = stack.enter_context(writer)
+        opened = open_sinks(config, workdir, start) if distributed.is_main() else contextlib.nullcontext()
+        sinks: Sinks | None = stack.enter_context(opened)
         progress = stack.enter_context(Progress(config.steps, start, "train"))
         saving, process = 0.0, ProcessFacts(start)
         for step in range(start, config.steps):
@@ -71,20 +72,20 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
             with profiled(workdir, step, config.report.profile_steps) as trace:
                 outcome = trainer.step(step)
             if step % config.report.rollouts_every == 0 or step == config.steps - 1:
-                write_step_rollouts(workdir, trainer, outcome, step)
+                write_step_rollouts(workdir, trainer, outcome, step, sinks)
             row |= step_metrics(trainer, outcome) | {"time/step": time.perf_counter() - began - trace.seconds}
             if trace.seconds:
                 row["time/profile"] = trace.seconds
             # The row comes first: a run killed after its checkpoint never goes back to write it.
-            if metrics:
-                metrics.write(row | process.of(step))
+            if sinks:
+                sinks.write(row | process.of(step))
             saving = 0.0
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 saving = save(trainer, checkpoints, step + 1)
             progress.update(step + 1, describe(row))
         final = evaluate(trainer, progress)
-        if metrics:
-            metrics.write({"step": config.steps, "time/checkpoint": saving} | final | process.of(config.steps))
+        if sinks:
+            sinks.write({"step": config.steps, "time/checkpoint": saving} | final | process.of(config.steps))
         progress.update(config.steps, held_out(final))
     return trainer
 
@@ -103,9 +104,9 @@ class ProcessFacts:
         """`start`: the first step that this process does."""
         self._start, self._compiled = start, 0.0
 
-    def of(self, step: int) -> dict[str, float]:
-        """Programs compiled so far, how many of them came from the disk, the compiler's seconds since last time, and
-        the most memory that was used."""
+    def of(self, step: int) -> dict[str, Any]:
+        """Programs compiled so far, how many of them came from the disk, the compiler's seconds since last time, the
+        most memory that was used, and in the first row the devices."""
         made = programs.compilations()
         facts = {
             "compilations": made.count,
@@ -113,6 +114,8 @@ class ProcessFacts:
             "time/compile": made.seconds - self._compiled,
         } | {f"memory/{name}": value for name, value in peak_memory(jax.local_devices()).items()}
         self._compiled = made.seconds
+        if step == self._start:
+            facts["process/devices"] = describe_devices()
         return facts | ({"resumed": True} if step == self._start > 0 else {})
 
 
@@ -177,18 +180,19 @@ def step_metrics(trainer: Trainer, outcome: Step) -> dict[str, float]:
     )
 
 
-def write_step_rollouts(workdir: Path, trainer: Trainer, outcome: Step, step: int) -> None:
-    """All trajectories of the step, and the images of its first groups for the viewer."""
+def write_step_rollouts(workdir: Path, trainer: Trainer, outcome: Step, step: int, sinks: Sinks | None) -> None:
+    """All trajectories of the step, and the images of its first groups for viewers; `sinks` are process 0's."""
     rows = outcome.rows
     records = rollout_records(outcome.rollout, outcome.rewards, step, rows.here, trainer.parts.encoder.tokenizer)
     spoken_for = set(rows.here[rows.mine].tolist())
     parts = distributed.gather_json([record for record in records if record["group"] in spoken_for])
-    if not distributed.is_main():
+    if sinks is None:
         return
     shown = trainer.examples(step, range(min(trainer.config.report.groups, rows.total)))
     images = {example.id: example.images[0] for example in shown}
     records = sorted((record for part in parts for record in part), key=lambda record: record["group"])
     write_rollouts(workdir, step, records, images)
+    sinks.show(step, records, images)
 
 
 def describe(row: dict[str, Any]) -> str:

@@ -80,7 +80,8 @@ def test_fast_updates_do_not_flood_a_log_but_the_last_is_there() -> None:
     assert lines[-2].startswith("evaluate 1000/1000") or lines[-1].startswith("evaluate 1000/1000")
 
 
-def test_terminal_overwrites_notes_and_keeps_updates() -> None:
+def test_terminal_overwrites_notes_and_keeps_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     stream, clock = Terminal(), Clock()
     with Progress(2, 0, "train", stream=stream, clock=clock) as progress:
         progress.note("evaluating 1/9")
@@ -90,3 +91,21 @@ def test_terminal_overwrites_notes_and_keeps_updates() -> None:
     lasting = [line.split("\r\x1b[K")[-1] for line in stream.getvalue().split("\n")]
     assert lasting[0].startswith("train 1/2") and lasting[-1] == ""
     assert max(map(len, stream.getvalue().split("\r\x1b[K"))) < 200  # cut to the width of the terminal
+
+
+def test_what_is_said_behind_the_last_item_is_not_done() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress(2, 0, "train", stream=stream, clock=clock) as progress:
+        progress.update(2, "reward 1")
+        clock.now += 20
+        progress.note("evaluating 64/512")
+    assert stream.getvalue().splitlines()[-1] == "train 2/2 | evaluating 64/512"
+
+
+def test_a_terminal_without_control_characters_gets_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream, clock = Terminal(), Clock()
+    with Progress(2, 0, "train", stream=stream, clock=clock) as progress:
+        progress.update(1, "fine")
+        progress.note("evaluating")
+    assert "\x1b" not in stream.getvalue() and "\r" not in stream.getvalue()

@@ -25,7 +25,7 @@ from tests.tiny_run import SMALL, largest_sizes_alone, small_config
 from tests.training.test_profiling import events
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-RUN = {"steps": 4, "checkpoint_every": 2, "evaluate_every": 2, "report.rollouts_every": 1}
+RUN = {"steps": 4, "checkpoint_every": 2, "evaluate_every": 2, "report.rollouts_every": 1, "report.tensorboard": True}
 KEYS = """step eval/accuracy eval/hit_rate eval/mean_iou reward/total reward/accuracy reward/format reward/tool
 rollout/tool_rate rollout/valid_call_rate rollout/forks_asked rollout/forks_granted train/loss train/kl train/entropy
 train/grad_norm train/sampler_drift train/zero_spread_groups compilations compilations_from_cache time/compile
@@ -33,7 +33,7 @@ speed/sampled_tokens_per_second speed/trained_tokens_per_second speed/model_flop
 speed/utilisation_rollout speed/utilisation_update speed/decode_bandwidth_share padding/prompt padding/response
 padding/crops memory/peak_process_gib time/preprocess time/vision time/prefill time/decode time/tool time/extend
 time/reward time/update time/reshard time/checkpoint time/evaluate""".split()
-OF_THE_PROCESS = ("time/", "speed/", "memory/", "compilations", "resumed")
+OF_THE_PROCESS = ("time/", "speed/", "memory/", "compilations", "resumed", "process/")
 
 
 def command(workdir: Path) -> list[str]:
@@ -97,6 +97,19 @@ def restored(workdir: Path) -> Any:
     state, _ = checkpoints.restore(4, make_train_state(parts)[0])
     checkpoints.close()
     return state
+
+
+def test_a_resumed_run_repeats_no_step_in_tensorboard(runs: tuple[Path, Path]) -> None:
+    """As TensorBoard reads both runs; the killed one has rows of steps that it did again."""
+    pytest.importorskip("tensorboardX")
+    reader = pytest.importorskip("tensorboard.backend.event_processing.plugin_event_accumulator")
+    for workdir in runs:
+        found = reader.EventAccumulator(str(workdir / "tensorboard"), size_guidance={"tensors": 0})
+        found.Reload()
+        for name in ("reward/total", "eval/accuracy"):
+            events = [(event.step, event.tensor_proto.float_val[0]) for event in found.Tensors(name)]
+            assert np.allclose(events, [(row["step"], row[name]) for row in rows(workdir) if name in row]), name
+        assert [event.step for event in found.Tensors("rollouts/group_00")] == [0, 1, 2, 3]
 
 
 def test_a_run_leaves_what_it_promises(runs: tuple[Path, Path]) -> None:
