@@ -16,12 +16,11 @@ from PIL import Image
 
 from medvr_jax.errors import UserError
 from medvr_jax.reports import charts, packing, summary
-from medvr_jax.reports.agreement import agreements
+from medvr_jax.reports.agreement import agreement
 from medvr_jax.reports.metrics import json_line, read_json_lines
 from medvr_jax.reports.page import chosen_groups, read_picture, tiles, write_report
 from medvr_jax.reports.rollouts import rollout_steps, write_rollouts
 from medvr_jax.reports.text import escape, number, percent, signed
-from medvr_jax.rewards.consensus import tool_reward
 from tests.reports.made_run import NASTY, make_run, trajectory
 
 SECTIONS = ("overview", "trajectories", "figures")
@@ -210,32 +209,6 @@ def test_steps_are_sorted_by_number(tmp_path: Path) -> None:
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def test_agreement_is_the_rewards_own() -> None:
-    record = {"true_boxes": [[0.25, 0.25, 0.75, 0.75]], "correct": True}
-    same = [record | {"boxes": [[0, 0, 0.5, 0.5]]} for _ in range(2)] + [record | {"boxes": []}]
-    apart = [record | {"boxes": [[0, 0, 0.5, 0.5]], "correct": False}, record | {"boxes": [[0.5, 0, 1, 1]]}]
-    unknown = [record | {"boxes": [[0, 0, 1, 0.5]], "correct": None, "true_boxes": []}]
-    first, second, third = agreements([same, apart, unknown], 64)
-    assert first.mask[:32, :32].all() and first.mask.sum() == 32 * 32 and first.voters == 3 and first.covered == 0.25
-    assert (first.counts == 2 * first.mask).all()
-    assert second.voters == 1 and second.mask[:, 32:].all() and not second.mask[:, :32].any()
-    assert third.voters == 1 and third.mask[:32].all() and third.covered is None
-    np.testing.assert_array_equal(agreements([same], 8)[0].mask, first.mask[::8, ::8])
-    rewarded = tool_reward(
-        np.array([[r["boxes"] or [[0] * 4] for r in same]]), np.array([[[1], [1], [0]]]), np.ones((1, 3))
-    )
-    np.testing.assert_array_equal(first.mask, rewarded.consensus[0])
-    np.testing.assert_array_equal(first.counts, rewarded.counts[0])
-
-
-def test_many_groups_are_computed_in_parts() -> None:
-    rng = np.random.default_rng(0)
-    groups = [[{"true_boxes": [], "correct": True, "boxes": [[0, 0, x, y]]}] for x, y in rng.uniform(0.1, 1, (70, 2))]
-    for group, agreed in zip(groups, agreements(groups, 64), strict=True):
-        _, _, x, y = group[0]["boxes"][0]
-        assert agreed.mask.sum() == round(64 * x) * round(64 * y)
-
-
 def test_numbers_survive_the_packing() -> None:
     rng = np.random.default_rng(0)
     record = trajectory(rng, 0, 0, 0, 0.5, np.array([0.5, 0.5]))
@@ -243,7 +216,7 @@ def test_numbers_survive_the_packing() -> None:
     record |= {"entropy": [0.0, 1.2345, None], "log_probabilities": [0.0, -99.0, -0.5]}
     words = packing.Vocabulary()
     words.number(["x", "a"], [1, 7])
-    packed = packing.group_piece([record], None, agreements([[record]], 64)[0], words)["trajectories"][0]
+    packed = packing.group_piece([record], None, agreement([record], 64), words)["trajectories"][0]
 
     def numbers(name: str) -> list[int]:
         return np.frombuffer(base64.b64decode(packed[name]), "<u2").tolist()
