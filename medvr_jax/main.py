@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from ml_collections import FrozenConfigDict
 
 from medvr_jax import configuration, workdir
-from medvr_jax.asking.request import Request, read_request
+from medvr_jax.asking.request import Request, read_image, read_request
 from medvr_jax.errors import UserError
 from medvr_jax.evaluation.options import answered_elsewhere
 from medvr_jax.processes import COUNT, read_processes
@@ -104,9 +104,11 @@ def run_mode(config: FrozenConfigDict, folder: str, mode: str) -> None:
 
         export(config, folder)
     elif mode == "ask":
+        request = request_of_flags()
+        picture = read_image(request)
         from medvr_jax.asking.run import ask
 
-        ask(config, folder, request_of_flags())
+        ask(config, folder, request, picture)
     elif mode == "leaks":
         from medvr_jax.evaluation.leak_check import check_leaks
 

@@ -1,13 +1,17 @@
-"""What the flags of `--mode=ask` say, checked before anything heavy is imported. No jax in this file."""
+"""What the flags of `--mode=ask` say, and the image, checked before anything heavy is imported. No jax in this file."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medvr_jax.datasets.example import LETTERS
 from medvr_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from medvr_jax.inputs.image_formats import Picture
 
 NOTICE = (
     "Research software, not a medical device: nothing here has been validated for clinical use, and no answer may be"
@@ -61,6 +65,20 @@ def read_request(
     if frame is not None and frame < 0:
         raise UserError(f"--frame: found {frame}, allowed is 0 or more")
     return Request(_file(image), question.strip(), _options(options), samples, frame, _window(window))
+
+
+def read_image(request: Request) -> Picture:
+    """The image; UserError if it cannot be read so."""
+    from medvr_jax.inputs import image_formats
+
+    try:
+        header = image_formats.read_header(request.image)
+        if request.frame is not None and request.frame >= header.frames:
+            allowed = "0, as there is one only" if header.frames == 1 else f"0 to {header.frames - 1}"
+            raise UserError(f"--frame: found {request.frame}, {request.image} allows {allowed}")
+        return image_formats.read_picture(request.image, request.frame or 0, request.window)
+    except image_formats.ImageFault as fault:
+        raise UserError(f"--image: {request.image}: not a readable image ({fault})") from fault
 
 
 def _file(name: str) -> Path:

@@ -28,7 +28,7 @@ from medvr_jax.errors import UserError
 from medvr_jax.evaluation.policy import PolicyWeights, find_weights, load_weights
 from medvr_jax.inputs.chat import Encoder, Prompt, encode_prompt
 from medvr_jax.inputs.image_formats import Picture
-from medvr_jax.inputs.images import image_header, load_picture, load_processor, resized_size
+from medvr_jax.inputs.images import load_processor, resized_size
 from medvr_jax.inputs.survey import prompt_sizes
 from medvr_jax.rollout.engine import RolloutEngine
 from medvr_jax.rollout.trajectories import Rollout
@@ -37,15 +37,15 @@ from medvr_jax.training.records import rollout_records
 from medvr_jax.training.rewarding import zoom_boxes
 
 
-def ask(config: Any, workdir: str | Path, request: Request) -> Path:
-    """Answers the question and writes what there is to see; returns the folder."""
+def ask(config: Any, workdir: str | Path, request: Request, picture: Picture) -> Path:
+    """Answers the question about the picture and writes what there is to see; returns the folder."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # whatever a policy writes can be shown
     clock, compiled = _Clock(), programs.compilations().seconds
     print(NOTICE)
-    picture = _picture(config, request)
+    _check_shape(config, request, picture)
     weights = find_weights(config, workdir)
-    clock.lap("image")
+    clock.lap("checks")
     print(f"loading {weights.name}{'' if weights.step is None else f' of {workdir}'}", flush=True)
     parts, params = _policy(config, workdir, weights)
     clock.lap("model")
@@ -87,18 +87,12 @@ def ask(config: Any, workdir: str | Path, request: Request) -> Path:
 # ------------------------------------------------------------------------------------------------------ what is asked
 
 
-def _picture(config: Any, request: Request) -> Picture:
-    """The image, checked as far as can be without the model."""
-    name = str(request.image)
-    header = image_header(request.image, f"--image: {name}")
-    if request.frame is not None and request.frame >= header.frames:
-        allowed = "0, as there is one only" if header.frames == 1 else f"0 to {header.frames - 1}"
-        raise UserError(f"--frame: found {request.frame}, {name} allows {allowed}")
-    picture = load_picture(request.image, f"--image: {name}", frame=request.frame or 0, window=request.window)
+def _check_shape(config: Any, request: Request, picture: Picture) -> None:
+    """UserError for an image that the processor refuses, before the model is loaded."""
     processor = load_processor(model_folder(config.model.path))
     limits = {"max_pixels": config.prompt.max_pixels, "min_pixels": config.prompt.min_pixels}
-    resized_size(processor, picture.image.size, max_patches=config.prompt.patches, name=f"--image: {name}", **limits)
-    return picture
+    name = f"--image: {request.image}"
+    resized_size(processor, picture.image.size, max_patches=config.prompt.patches, name=name, **limits)
 
 
 def _example(request: Request, picture: Picture) -> Example:

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
 
 from medvr_jax import assembly
-from medvr_jax.asking.request import NOTICE, Request
+from medvr_jax.asking.request import NOTICE, Request, read_image
 from medvr_jax.asking.run import ask
 from medvr_jax.asking.streaming import Storyteller, let_hear
 from medvr_jax.datasets.synthetic import SyntheticTask
@@ -46,7 +46,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answered(folder: Path, workdir: Path, request: Request) -> tuple[Path, dict[str, Any]]:
-    found = ask(small_config(model__path=folder), workdir, request)
+    found = ask(small_config(model__path=folder), workdir, request, read_image(request))
     return found, json.loads((found / "answer.json").read_text("utf-8"))
 
 
@@ -200,5 +200,5 @@ def test_what_the_prompt_cannot_hold(folder: Path, image: Path, tmp_path: Path) 
         (Request(image, "Is it?", window=(1.0, 2.0)), "--image: .*lesion.png: .*a window is for grey with more than 8"),
     ):
         with pytest.raises(UserError, match=message):
-            ask(config, tmp_path / "run", request)
+            ask(config, tmp_path / "run", request, read_image(request))
     assert not (tmp_path / "run").exists()

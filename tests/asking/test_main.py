@@ -69,7 +69,7 @@ def test_what_is_no_image_costs_one_line(kind: Callable[[Path], str], tmp_path: 
         (["--question=a", "--frame=x"], "--frame"),
         (["--question=a", "--window=1"], "--window: found '1', allowed is CENTRE,WIDTH"),
         (["--question=a", "--workdir=nothing"], "--workdir: nothing holds no checkpoint; train there first, or give"),
-        (["--question=a", "--workdir=a", "--mode=evaluate"], "found 'a', but only --mode=ask takes it"),
+        (["--workdir=a", "--mode=evaluate"], "--image: found 'a.png', but only --mode=ask takes it"),
         (["--question=a"], "--workdir: missing"),
         (["--question=a", RECIPE, "MEDVR_PROCESSES"], "MEDVR_PROCESSES: found '2', but --mode=ask runs in one process"),
     ],
