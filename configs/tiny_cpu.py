@@ -3,6 +3,9 @@
 Variants: `full` (EVR and CCA, the default), `evr`, `cca`, `zoom` (the tool with a conditional reward), `text` (no
 tool); after a comma, or alone for `full`, `reward=none|unconditional|conditional|cca` and `gamma=NUMBER`. They share
 everything else, the images too.
+
+`window` is another task, with a policy and a tool of its own: lesions whose stripes are too faint for the overview, and
+a window that may show them, if it is the right one of six.
 """
 
 from __future__ import annotations
@@ -11,11 +14,15 @@ from ml_collections import ConfigDict
 
 from configs import base, variants
 
+WINDOW: dict[str, variants.Row] = {"window": (("image_window_tool",), False, "conditional")}
+# The system prompts of the warm-up.
+SYSTEMS = {"text": "Answer at once.", "window": "Change the contrast, then answer."}
+
 
 def get_config(variant: str = "full") -> ConfigDict:
     """The recipe of one variant."""
     config = base.get_config()
-    row = variants.apply_medvr(config, variant)
+    row = variants.apply_medvr(config, variant, WINDOW)
     config.steps = 60
     config.checkpoint_every = 20
     config.evaluate_every = 10
@@ -28,8 +35,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data.test_examples = 512
     config.data.evaluation_batch = 64
 
-    # The system prompts of the warm-up.
-    config.prompt.system = "Answer at once." if row == "text" else "Zoom in, then answer."
+    config.prompt.system = SYSTEMS.get(row, "Zoom in, then answer.")
     config.prompt.bucket = 96
     config.prompt.patches = 64  # 112 x 112 pixels: 8 x 8 patches, 16 visual tokens
     config.prompt.min_pixels = config.prompt.max_pixels = 112 * 112
@@ -45,4 +51,16 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.grpo.kl_weight = 0.05
     config.optimizer.learning_rate = 5e-4
     config.optimizer.schedule = "cosine"  # the last updates are small: the policy settles
+    if row == "window":
+        _window(config)
     return config
+
+
+def _window(config: ConfigDict) -> None:
+    """Six windows instead of boxes anywhere: fewer steps on fewer images teach them."""
+    variants.faint_lesions(config)
+    config.model.path = "medvr_jax/assets/tiny_window"
+    config.steps = 40
+    config.data.prompts_per_step = 8
+    config.data.test_examples = 256
+    config.optimizer.learning_rate = 2e-3
