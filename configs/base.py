@@ -154,9 +154,8 @@ def get_config() -> ConfigDict:
     programs.cache = "auto"  # auto | a folder | empty = none: where compiled programs are kept from run to run
 
     report = config.report = section()
-    # Groups that the report shows, shared evenly among the recorded steps; of each step no more than these keep their
-    # image, reduced to 768 pixels.
-    report.groups = 256
+    # Shared evenly among the recorded steps; of each no more than these groups keep an image, of 768 pixels at most.
+    report.groups = 256  # groups that the report shows
     report.rollouts_every = 10  # steps between files of rollouts/; the first and last step always have one
     report.profile_steps = ()  # steps that jax.profiler traces into WORKDIR/profile/, e.g. (5,); for XProf or Perfetto
     # Sinks beside metrics.jsonl, from requirements-extras.txt; a run goes on without one that is missing or fails.

@@ -255,7 +255,7 @@ def test_broken_recipe_files_are_named(text: str, message: str, tmp_path: Path) 
 
 def test_variant_of_a_recipe_without_variants() -> None:
     with pytest.raises(UserError, match="has no variants, but 'big' was asked for"):
-        configuration.load_config(str(REPOSITORY / "configs" / "tiny_warmup.py:big"))
+        configuration.load_config(str(REPOSITORY / "configs" / "base.py:big"))
 
 
 def test_supervised_needs_its_section(tiny: ConfigDict) -> None:
