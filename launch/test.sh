@@ -5,6 +5,12 @@ set -uo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install requirements.txt requirements-test.txt || exit
 
+# The viewer's tests drive a browser; where there is none, and none can be had soon, they are skipped.
+if ! command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then
+    timeout 120 .venv/bin/python -m playwright install --only-shell chromium >/dev/null 2>&1 ||
+        echo "No browser was found or could be installed: tests of the viewer in one are skipped." >&2
+fi
+
 .venv/bin/ruff check .
 style=$?
 

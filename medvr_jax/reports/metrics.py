@@ -41,9 +41,14 @@ def json_line(value: Mapping[str, Any]) -> str:
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON Lines file, read as they are asked for; a last line cut short by a crash is passed over."""
+    return (row for _, row in _numbered_objects(path))
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON Lines file; a last line cut short by a crash is passed over."""
-    return [row for _, row in _numbered_objects(path)]
+    """All of them."""
+    return list(json_lines(path))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -59,19 +64,19 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _numbered_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number < len(lines):
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):  # the last one
+                    return
                 raise UserError(f"{path}, line {number}: not JSON ({error}); every line must be one object") from error
-            continue
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: found {type(row).__name__}; every line must be one object")
-        yield number, row
+            if not isinstance(row, dict):
+                raise UserError(f"{path}, line {number}: found {type(row).__name__}; every line must be one object")
+            yield number, row
 
 
 def replace_file(path: Path, text: str) -> None:

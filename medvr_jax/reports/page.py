@@ -11,7 +11,7 @@ from typing import Any
 
 from medvr_jax.errors import UserError
 from medvr_jax.reports import charts, summary, viewer
-from medvr_jax.reports.metrics import FILE_NAME, read_json_lines, read_metrics, replace_file
+from medvr_jax.reports.metrics import FILE_NAME, json_lines, read_metrics, replace_file
 from medvr_jax.reports.rollouts import rollout_steps
 from medvr_jax.reports.text import escape, number, percent
 
@@ -90,13 +90,24 @@ def chosen_groups(workdir: Path, count: int) -> list[tuple[list[dict[str, Any]],
     steps = evenly(list(rollout_steps(workdir).values()), count)
     chosen = []
     for place, path in enumerate(steps):
-        found: dict[int, list[dict[str, Any]]] = {}
-        for record in read_json_lines(path):
-            found.setdefault(record["group"], []).append(record)
         share = count // len(steps) + (len(steps) - 1 - place < count % len(steps))  # the last steps get what is left
-        ordered = sorted(found.items(), key=lambda item: (item[1][0].get("image") is None, item[0]))
-        chosen += [(group, read_picture(workdir, group[0].get("image"))) for _, group in sorted(ordered[:share])]
+        for group in first_groups(path, share):
+            chosen.append((group, read_picture(workdir, group[0].get("image"))))
     return chosen
+
+
+def first_groups(path: Path, count: int) -> list[list[dict[str, Any]]]:
+    """The first `count` groups of a step's file whose image was kept, or where there are fewer, others beside them.
+
+    Of a long file no more is read than that: groups with an image come first.
+    """
+    found: dict[int, list[dict[str, Any]]] = {}
+    for record in json_lines(path):
+        if record["group"] not in found and sum(bool(group[0].get("image")) for group in found.values()) >= count:
+            break
+        found.setdefault(record["group"], []).append(record)
+    ordered = sorted(found.items(), key=lambda item: (not item[1][0].get("image"), item[0]))
+    return [group for _, group in sorted(ordered[:count])]
 
 
 def evenly(items: Sequence[Any], count: int) -> list[Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from medvr_jax.reports import charts, packing
-from medvr_jax.reports.agreement import agreements
+from medvr_jax.reports.agreement import agreement
 from medvr_jax.reports.pictures import picture
 from medvr_jax.reports.text import escape
 
@@ -121,9 +121,8 @@ def _trajectory_data(groups: Sequence[tuple[Records, bytes | None]], raster: int
     """The pieces of data that the script reads, with their names: the groups', the vocabulary, the index."""
     groups = [(sorted(records, key=lambda record: record["slot"]), image) for records, image in groups]
     vocabulary = packing.Vocabulary()
-    agreed = agreements([records for records, _ in groups], raster)
-    for number, ((records, image), agreement) in enumerate(zip(groups, agreed, strict=True)):
-        yield f"group-{number}", packing.group_piece(records, picture(image), agreement, vocabulary)
+    for number, (records, image) in enumerate(groups):
+        yield f"group-{number}", packing.group_piece(records, picture(image), agreement(records, raster), vocabulary)
     if groups:
         yield "vocabulary", vocabulary.packed()
         yield "index", {"raster": raster, "groups": [packing.index_entry(records) for records, _ in groups]}

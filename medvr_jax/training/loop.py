@@ -39,7 +39,12 @@ def train(config: Any, workdir: str | Path) -> None:
         if config.export_at_end:
             print(f"exported to {export_policy(trainer.parts, trainer.state.params, workdir / 'export')}")
     if distributed.is_main():
-        print(f"report in {write_report(workdir, config.report.groups, config.rewards.raster)}")
+        print(f"report in {write_run_report(config, workdir)}")
+
+
+def write_run_report(config: Any, workdir: Path) -> Path:
+    """Makes the run's page anew, of what it has left so far."""
+    return write_report(workdir, config.report.groups, config.rewards.raster)
 
 
 def is_finished(config: Any, workdir: Path) -> bool:
@@ -70,12 +75,15 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
             began = time.perf_counter()
             with profiled(workdir, step, config.report.profile_steps):
                 outcome = trainer.step(step)
-            if step % config.report.rollouts_every == 0 or step == config.steps - 1:
+            recorded = step % config.report.rollouts_every == 0 or step == config.steps - 1
+            if recorded:
                 write_step_rollouts(workdir, trainer, outcome, step)
             row |= step_metrics(trainer, outcome) | {"time/step": time.perf_counter() - began}
             # The row comes first: a run killed after its checkpoint never goes back to write it.
             if metrics:
                 metrics.write(row | process.of(step))
+                if recorded:
+                    write_run_report(config, workdir)
             saving = 0.0
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 saving = save(trainer, checkpoints, step + 1)

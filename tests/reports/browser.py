@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -24,11 +23,16 @@ def launched() -> Iterator:
     """A browser of playwright's; skips the test where no browser can be started."""
     sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: see requirements-test.txt")
     with sync.sync_playwright() as playwright:
-        own = Path(playwright.chromium.executable_path)
-        path = str(own) if own.exists() else browser_path()
-        if path is None:
-            pytest.skip(f"no browser: neither playwright's own ({own}) nor one of {', '.join(NAMES)} on the PATH")
-        # Containers often run as root, where Chromium's sandbox refuses to start, and have a small /dev/shm.
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        browser, reasons = None, []
+        for path in (None, browser_path()):  # playwright's own first
+            if browser is None and (path or not reasons):
+                try:
+                    # Containers often run as root, where Chromium's sandbox refuses to start, with a small /dev/shm.
+                    options = ["--no-sandbox", "--disable-dev-shm-usage"]
+                    browser = playwright.chromium.launch(executable_path=path, args=options)
+                except sync.Error as error:
+                    reasons.append(f"{path or 'the one of playwright'} ({str(error).strip().splitlines()[0]})")
+        if browser is None:
+            pytest.skip(f"no browser starts: {'; '.join(reasons)}; looked on the PATH for {', '.join(NAMES)}")
         yield browser
         browser.close()

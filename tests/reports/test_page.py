@@ -15,13 +15,15 @@ import pytest
 from PIL import Image
 
 from medvr_jax.errors import UserError
-from medvr_jax.reports import charts, groups, summary
-from medvr_jax.reports.metrics import json_line, read_json_lines, read_metrics
-from medvr_jax.reports.page import _KEY, render, tiles, write_report
+from medvr_jax.reports import charts, packing, summary
+from medvr_jax.reports.agreement import agreement
+from medvr_jax.reports.metrics import json_line, read_json_lines
+from medvr_jax.reports.page import chosen_groups, read_picture, tiles, write_report
 from medvr_jax.reports.rollouts import rollout_steps, write_rollouts
 from medvr_jax.reports.text import escape, number, percent, signed
-from tests.reports.made_run import NASTY, SIDE, make_run
+from tests.reports.made_run import NASTY, make_run, trajectory
 
+SECTIONS = ("overview", "trajectories", "figures")
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -71,12 +73,10 @@ def page(run: Path) -> str:
 
 def test_page_is_well_formed_and_has_its_parts(page: str) -> None:
     reader = read(page)
-    count = [tag for tag, _ in reader.tags].count
-    assert count("article") == 8  # four of the last step, four of the first
     assert len(re.findall('class="panel"', page)) == len(charts.PANELS) + 1
-    assert count("details") == 8 * 6 + 1
-    assert "Step 0, before the first update" in page and "Step 11, after 11 updates" in page
-    assert page.index("Step 11") < page.index("Step 0,")
+    assert [attributes["id"] for tag, attributes in reader.tags if tag == "section"] == list(SECTIONS)
+    groups = [attributes for tag, attributes in reader.tags if attributes.get("type") == "application/json"]
+    assert len(groups) == 4 + 4 + 2  # of the first and the last step; the vocabulary and the index
 
 
 def test_nothing_comes_from_outside(page: str) -> None:
@@ -84,26 +84,29 @@ def test_nothing_comes_from_outside(page: str) -> None:
         for name in ("src", "href", "xlink:href", "action", "data"):
             if attributes.get(name):
                 assert attributes[name].startswith(("#", "data:")), (tag, attributes)
-        assert not any(name.startswith("on") for name in attributes)
+        assert not any(name.startswith("on") or name == "style" for name in attributes)
     style = page[page.index("<style>") : page.index("</style>")]
     assert "url(" not in style and "@import" not in style
 
 
-def test_texts_are_escaped(page: str) -> None:
+def test_data_cannot_leave_its_place(page: str) -> None:
+    """Whatever texts say, no script ends early and none begins; what they say is kept."""
     assert "<script>alert" not in page and "onerror=alert(1)>" not in page
     reader = read(page)
-    assert [tag for tag, _ in reader.tags].count("script") == 1
-    text = "".join(reader.texts)
-    shown = NASTY.replace("\x00", "\ufffd").replace("\ud800", "?")
-    assert text.count(shown) >= 5  # question, option, prediction, turn and observation, as they were
-    assert "\x00" not in page
+    assert [attributes for tag, attributes in reader.tags if tag == "script" and not attributes] == [{}, {}]
+    found = re.search(r'<script type="application/json" id="group-0">(.*?)</script>', page, re.DOTALL)[1]
+    assert not set("<>&") & set(found)
+    group = json.loads(found)
+    shown = NASTY.replace("\ud800", "?")  # as it was written into the run's files
+    assert group["question"] == group["options"][0] == group["trajectories"][0]["prediction"] == shown
 
 
-def test_policy_allows_the_pages_own_script_only(page: str) -> None:
-    script = re.search(r"<script>(.*)</script>", page, re.DOTALL)[1]
-    fingerprint = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def test_policy_allows_the_pages_own_script_and_style_only(page: str) -> None:
     policy = dict(read(page).tags[3][1])["content"]
-    assert f"script-src 'sha256-{fingerprint}'" in policy and "default-src 'none'" in policy
+    texts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    fingerprints = [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts]
+    assert f"script-src {' '.join(fingerprints)};" in policy and len(fingerprints) == 2
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-") and "unsafe" not in policy
 
 
 def test_charts_carry_their_numbers(page: str, run: Path) -> None:
@@ -165,7 +168,21 @@ def test_missing_images_and_strange_paths(run: Path, tmp_path: Path) -> None:
     page = write_report(workdir).read_text()
     assert "data:image" not in page
     read(page)
-    assert groups.load_picture(workdir, "../secret.png") == ("data:,", (100, 100))
+    assert read_picture(workdir, "../secret.png") is None
+
+
+def test_groups_are_shared_evenly_among_steps(tmp_path: Path) -> None:
+    for step in range(0, 50, 10):
+        write_rollouts(
+            tmp_path, step, [{"group": group, "slot": 0, "step": step, "prompt_id": ""} for group in range(8)]
+        )
+
+    def chosen(count: int) -> list[tuple[int, int]]:
+        return [(group[0]["step"], group[0]["group"]) for group, _ in chosen_groups(tmp_path, count)]
+
+    assert chosen(100) == [(step, group) for step in range(0, 50, 10) for group in range(8)]
+    assert chosen(7) == [(0, 0), (10, 0), (20, 0), (30, 0), (30, 1), (40, 0), (40, 1)]
+    assert chosen(3) == [(0, 0), (20, 0), (40, 0)] and chosen(1) == [(40, 0)] and chosen(0) == []
 
 
 # ---- rollouts --------------------------------------------------------------------------------------------------------
@@ -179,7 +196,7 @@ def test_rollout_files_and_images(tmp_path: Path) -> None:
     first, second = read_json_lines(path)
     assert first["entropy"] == [None] and first["text"] == "é\u2028" and second["image"] is None
     with Image.open(tmp_path / first["image"]) as image:
-        assert image.size == (768, 192) and image.mode == "RGB"
+        assert image.format == "JPEG" and image.size == (768, 192) and image.mode == "L"
     assert not list(tmp_path.rglob("*.new"))
 
 
@@ -192,47 +209,29 @@ def test_steps_are_sorted_by_number(tmp_path: Path) -> None:
 # ---- drawing ---------------------------------------------------------------------------------------------------------
 
 
-def test_outline_goes_round_the_mask_once() -> None:
-    mask = np.zeros((8, 8), bool)
-    mask[2:5, 1:7] = True
-    mask[3, 3:5] = False  # a hole
-    segments = re.findall(r"M([\d.]+) ([\d.]+)([HV])([\d.]+)", groups.outline(mask, (8, 8)))
-    length = sum(abs(float(end) - float(x if way == "H" else y)) for x, y, way, end in segments)
-    assert length == 2 * (3 + 6) + 2 * (1 + 2)
+def test_numbers_survive_the_packing() -> None:
+    rng = np.random.default_rng(0)
+    record = trajectory(rng, 0, 0, 0, 0.5, np.array([0.5, 0.5]))
+    record |= {"sampled": [False, True, True], "pieces": ["a", "b", "a"], "token_ids": [7, 8, 7]}
+    record |= {"entropy": [0.0, 1.2345, None], "log_probabilities": [0.0, -99.0, -0.5]}
+    words = packing.Vocabulary()
+    words.number(["x", "a"], [1, 7])
+    packed = packing.group_piece([record], None, agreement([record], 64), words)["trajectories"][0]
+
+    def numbers(name: str) -> list[int]:
+        return np.frombuffer(base64.b64decode(packed[name]), "<u2").tolist()
+
+    assert packed["sampled"] == [0, 1, 2]
+    assert numbers("entropy") == [0, 1234, packing.UNKNOWN] and numbers("surprise") == [0, packing.UNKNOWN - 1, 500]
+    assert numbers("tokens") == [1, 2, 1] and words.packed() == {"pieces": ["x", "a", "b"], "ids": [1, 7, 8]}
 
 
-def test_agreement_is_the_rewards_own() -> None:
-    record = {"true_boxes": [], "correct": True}
-    same = [record | {"boxes": [[0, 0, 0.5, 0.5]]} for _ in range(2)] + [record | {"boxes": []}]
-    agreed = groups.agreement(same, 64)
-    assert agreed[:32, :32].all() and agreed.sum() == 32 * 32
-    assert groups.covered(agreed, [[0.25, 0.25, 0.75, 0.75]]) == 0.25
-    np.testing.assert_array_equal(groups.agreement(same, 8), agreed[::8, ::8])
+def test_disagreement() -> None:
+    def group(*answers: str | None) -> list[dict]:
+        return [{"prediction": answer} for answer in answers]
 
-
-def test_the_consensus_is_drawn_on_the_runs_own_raster(run: Path) -> None:
-    page = render(run, read_metrics(run / "metrics.jsonl"), 4, raster=8)
-    outlines = [path for path in re.findall(r'class="agreed" d="([^"]+)"', page) if path not in str(_KEY)]
-    assert outlines
-    pixel = SIDE / 8
-    assert all(float(place) % pixel == 0 for path in outlines for place in re.findall(r"[\d.]+", path))
-
-
-def test_forks_follow_their_parents() -> None:
-    def slot(number: int, origin: str = "base", parent: int | None = None) -> dict:
-        return {"slot": number, "origin": origin, "parent": parent}
-
-    records = [
-        slot(0),
-        slot(1),
-        slot(2, "fork", 1),
-        slot(3, "fresh"),
-        slot(4, "fork", 0),
-        slot(5, "fork", 4),
-        slot(6, "fork", 9),
-    ]
-    order = [(record["slot"], depth) for record, depth in groups.family_order(records)]
-    assert order == [(0, 0), (4, 1), (5, 2), (1, 0), (2, 1), (6, 0), (3, 0)]
+    assert packing.disagreement(group("A", "A")) == 0 and packing.disagreement(group("A", None)) == 0.5
+    assert packing.disagreement(group(*"ABCD")) == 0.75
 
 
 def test_ticks_and_limits() -> None:

@@ -56,12 +56,11 @@ const pictureView = (group) => {
   svg("defs", {}, svg("image", { id: "picture", width, height, href: group.image ?? "data:,", preserveAspectRatio: "none" })),
   svg("rect", { class: "nothing", width, height }), group.image && svg("use", { href: "#picture" }),
   svg("g", { class: "layer heat", "data-layer": "heat" }, svg("g", scaled, heatPaths(group))),
-  svg("g", { class: "layer", "data-layer": "boxes" }, boxes),
   svg("g", { class: "layer", "data-layer": "mask" }, found.mask && svg("g", scaled,
     svg("path", { class: "edge under", d: edge }), svg("path", { class: "edge", d: edge }))),
+  svg("g", { class: "layer", "data-layer": "boxes" }, boxes),
   svg("g", { class: "layer", "data-layer": "truth" }, truth && [
-    svg("path", { class: "truth under", d: truth }), svg("path", { class: "truth", d: truth })]),
-  svg("g", { class: "chosen" }));
+    svg("path", { class: "truth under", d: truth }), svg("path", { class: "truth", d: truth })]));
   for (const layer of canvas.querySelectorAll(".layer")) {
     layer.classList.toggle("off", !layers.has(layer.dataset.layer));
   }
