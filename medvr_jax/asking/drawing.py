@@ -9,10 +9,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from medvr_jax.inputs.boxes import Box
 
-RIGHT_ONES, OTHERS = (255, 176, 0), (120, 160, 255)  # told apart by colour-blind people, too
+AGREEING, OTHERS = (255, 176, 0), (120, 160, 255)  # told apart by colour-blind people, too
 _DARK = (0, 0, 0)
 _READABLE_SIDE = 512  # pixels; smaller images are enlarged by a whole factor until their long side has as many
-_HEAT = np.array(RIGHT_ONES, np.float64)
+_HEAT = np.array(AGREEING, np.float64)
 
 
 def enlarged(image: Image.Image) -> Image.Image:

@@ -107,7 +107,7 @@ def _labelled(
     """
     order = sorted(range(len(records)), key=lambda index: agrees[index])
     return [
-        (tuple(box), str(number) if len(records) == 1 else "", drawing.RIGHT_ONES if agrees[i] else drawing.OTHERS)
+        (tuple(box), str(number) if len(records) == 1 else "", drawing.AGREEING if agrees[i] else drawing.OTHERS)
         for i in order
         for number, box in enumerate(records[i]["boxes"], start=1)
     ]

@@ -31,7 +31,7 @@ def small_copy(source: bytes | str | Path, name: str | None = None) -> tuple[byt
     if red.tobytes() == green.tobytes() == blue.tobytes():
         image = red
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0, optimize=True)
+    image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)  # "optimize" has too small a buffer for noise
     return buffer.getvalue(), image.size
 
 
