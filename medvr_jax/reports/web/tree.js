@@ -36,7 +36,7 @@ const drawBranches = (group, ordered, drawing, strip, rowHeight) => {
     if (begin) {
       stubs += `M${x(begin)} ${middle(rowOf.get(t.parent))}V${y}`;
       const cause = causeOf(group, t);
-      if (cause && x(begin) > 74) {
+      if (cause && x(begin) > 60) {
         labels.push(svg("text", { x: x(begin) - 5, y: y + 4, "text-anchor": "end" }, `ΔH ${signed(cause.deltaH)}`));
       }
     }
