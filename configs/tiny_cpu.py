@@ -60,7 +60,7 @@ def _window(config: ConfigDict) -> None:
     """Six windows instead of boxes anywhere: fewer steps on fewer images teach them."""
     variants.faint_lesions(config)
     config.model.path = "medvr_jax/assets/tiny_window"
-    config.steps = 40
+    config.steps = 30
     config.data.prompts_per_step = 8
     config.data.test_examples = 256
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 1e-3
