@@ -13,6 +13,7 @@ from medvr_jax.errors import UserError
 from medvr_jax.inputs.images import load_image
 
 LONG_SIDE = 768  # pixels at most; boxes are normalised, so a smaller copy serves to look at
+TOOL_SIDE = 256  # of an image that a tool made: there is one for each call, in the record of its trajectory
 _QUALITY = 88
 
 
@@ -25,14 +26,27 @@ class Picture(NamedTuple):
 
 def small_copy(source: bytes | str | Path, name: str | None = None) -> tuple[bytes, tuple[int, int]]:
     """Any readable image as a JPEG whose long side is at most LONG_SIDE, grey where it has no colour; and its size."""
-    image = load_image(source, name)
-    image.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
+    return _reduced(load_image(source, name), LONG_SIDE)
+
+
+def tool_picture(image: Image.Image) -> str:
+    """The data address of an image that a tool made: a JPEG whose long side is at most TOOL_SIDE."""
+    return _address(_reduced(image, TOOL_SIDE)[0])
+
+
+def _reduced(image: Image.Image, side: int) -> tuple[bytes, tuple[int, int]]:
+    image = image.convert("RGB")
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     red, green, blue = image.split()
     if red.tobytes() == green.tobytes() == blue.tobytes():
         image = red
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY, subsampling=0)  # "optimize" has too small a buffer for noise
     return buffer.getvalue(), image.size
+
+
+def _address(encoded: bytes) -> str:
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded).decode()}"
 
 
 def picture(encoded: bytes | None) -> Picture | None:
@@ -43,7 +57,7 @@ def picture(encoded: bytes | None) -> Picture | None:
         small, size = _as_it_is(encoded) or small_copy(encoded)
     except UserError:
         return None
-    return Picture(f"data:image/jpeg;base64,{base64.b64encode(small).decode()}", size)
+    return Picture(_address(small), size)
 
 
 def _as_it_is(encoded: bytes) -> tuple[bytes, tuple[int, int]] | None:

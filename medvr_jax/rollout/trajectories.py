@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from PIL import Image
 
 from medvr_jax.inputs.batches import PromptBatch
 from medvr_jax.inputs.boxes import ZoomBox
@@ -29,6 +31,7 @@ class Turn:
         call_box: the box it named, in pixels of the resized image, when it named four numbers.
         zoom: the box that was cut, when a crop came back.
         observation: CROP, IMAGE, the error text that came back, or None when nothing did.
+        draw: makes the image again that came back as IMAGE.
     """
 
     text: str
@@ -36,6 +39,7 @@ class Turn:
     call_box: tuple[float, ...] | None = None
     zoom: ZoomBox | None = None
     observation: str | None = None
+    draw: Callable[[], Image.Image] | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,7 +172,8 @@ class TurnServer:
                 self._turns[b][m].append(Turn(one.text, called=True, call_box=result.call_box))
                 continue
             seen = result.error or (CROP if result.zoom else IMAGE)
-            self._turns[b][m].append(Turn(one.text, True, result.call_box, result.zoom, seen))
+            draw = result.draw if seen == IMAGE else None
+            self._turns[b][m].append(Turn(one.text, True, result.call_box, result.zoom, seen, draw))
             # Positions only ever grow by what came before, text and image alike.
             start = int(serving.next_position[b, m])
             serving.status[b, m] = ACTIVE

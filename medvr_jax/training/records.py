@@ -12,10 +12,13 @@ from transformers import PreTrainedTokenizerBase
 from medvr_jax.inputs.boxes import Size, scale_box
 from medvr_jax.inputs.tokenizer import token_pieces
 from medvr_jax.models.config import VisionConfig
+from medvr_jax.reports.pictures import tool_picture
 from medvr_jax.rollout.tools import parse_tool_call
 from medvr_jax.rollout.trajectories import Rollout, Trajectory
 from medvr_jax.training.rewarding import Rewards, prediction
 from medvr_jax.training.throughput import true_counts
+
+PICTURED_GROUPS = 16  # of a step
 
 
 def rollout_records(
@@ -24,6 +27,7 @@ def rollout_records(
     step: int,
     groups: Sequence[int],
     tokenizer: PreTrainedTokenizerBase,
+    pictured: int = PICTURED_GROUPS,
 ) -> list[dict[str, Any]]:
     """The trajectories of a rollout, group after group.
 
@@ -31,13 +35,14 @@ def rollout_records(
     `token_ids[:fork_position]` with its parent.
 
     rewards: None where nobody knows the right answers; what they say is None then.
-    groups: for each group of the rollout its number in the step's batch.
+    groups: for each group of the rollout its number in the step's batch; of those below `pictured` the images that
+        tools made are kept, other than crops, which can be cut again.
     """
     if rewards is not None:
         rewards = Rewards(*(np.asarray(x) for x in jax.device_get(rewards)))
     return [
         {"step": step, "group": int(number)}
-        | _record(rollout, b, m, tokenizer)
+        | _record(rollout, b, m, tokenizer, int(number) < pictured)
         | (_NO_REWARDS if rewards is None else _rewards(rewards, b, m))
         for b, number in enumerate(groups)
         for m in range(len(rollout.trajectories[b]))
@@ -61,7 +66,7 @@ def _rewards(rewards: Rewards, b: int, m: int) -> dict[str, Any]:
     }
 
 
-def _record(rollout: Rollout, b: int, m: int, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+def _record(rollout: Rollout, b: int, m: int, tokenizer: PreTrainedTokenizerBase, pictured: bool) -> dict[str, Any]:
     prompt, trajectory, host = rollout.prompts[b], rollout.trajectories[b][m], rollout.host
     example, tokens = prompt.example, slice(1, int(host.length[b, m]))
     token_ids = host.tokens[b, m, tokens].tolist()
@@ -82,6 +87,7 @@ def _record(rollout: Rollout, b: int, m: int, tokenizer: PreTrainedTokenizerBase
                 "call_box": list(turn.call_box) if turn.call_box else None,
                 "observation": turn.observation,
             }
+            | ({"picture": tool_picture(turn.draw())} if pictured and turn.draw else {})
             for turn in trajectory.turns
         ],
         "boxes": [list(zoom.normalised) for zoom in trajectory.zooms],

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from medvr_jax import assembly
 from medvr_jax.datasets.example import Example
@@ -15,7 +18,7 @@ from medvr_jax.inputs.boxes import ZoomBox
 from medvr_jax.inputs.chat import Prompt
 from medvr_jax.inputs.images import PreparedImage
 from medvr_jax.inputs.tokenizer import load_tokenizer
-from medvr_jax.rollout.trajectories import Calls, Rollout, TokenArrays, Trajectory, Turn
+from medvr_jax.rollout.trajectories import CROP, IMAGE, Calls, Rollout, TokenArrays, Trajectory, Turn
 from medvr_jax.training.records import rollout_metrics, rollout_records, trajectory_facts
 from medvr_jax.training.rewarding import reward_rollout
 from medvr_jax.training.trainer import refuse_broken
@@ -155,3 +158,22 @@ def test_an_update_without_finite_numbers_ends_the_run(name: str) -> None:
     refuse_broken(sound)
     with pytest.raises(UserError, match=f"optimizer.learning_rate: the update's {name} is nan"):
         refuse_broken(sound | {name: float("nan")})
+
+
+def test_images_that_tools_made_are_kept_for_the_first_groups() -> None:
+    """Small, and equal to what came back; a crop is not kept, since it can be cut again."""
+    grey = np.tile(np.arange(256, dtype=np.uint8)[:, None], (1, 512))
+    made = Turn("a", True, observation=IMAGE, draw=lambda: Image.fromarray(grey))
+    call = '<tool_call>{"name": "x", "arguments": {}}</tool_call>'
+    turns = (made, Turn(call, True, zoom=ZoomBox((0, 0, 9, 9), (0.0, 0.0, 1.0, 1.0)), observation=CROP), Turn("c"))
+    rollout = dataclasses.replace(made_rollout(), trajectories=[[Trajectory(turns, "answer", "base", None, None)]])
+    tokenizer = load_tokenizer(TINY)
+    (kept,), (left,) = (rollout_records(rollout, None, 0, [group], tokenizer, pictured=3) for group in (2, 3))
+    assert ["picture" in turn for turn in kept["turns"]] == [True, False, False]
+    assert not any("picture" in turn for turn in left["turns"])
+    scheme, _, data = kept["turns"][0]["picture"].partition(",")
+    assert scheme == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert image.size == (256, 128)
+        expected = np.asarray(Image.fromarray(grey).resize((256, 128)), float)
+        assert np.abs(np.asarray(image, float) - expected).max() <= 6
