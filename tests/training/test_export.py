@@ -55,7 +55,7 @@ def test_transformers_walks_the_same_trajectory(exported: tuple[assembly.Parts, 
     for b, prompt in enumerate(prompts):
         image = load_original(prompt.example.images[0])
         seen = processor(
-            images=[image], size={"shortest_edge": 112 * 112, "longest_edge": 112 * 112}, return_tensors="np"
+            images=[image.shown], size={"shortest_edge": 112 * 112, "longest_edge": 112 * 112}, return_tensors="np"
         )
         np.testing.assert_array_equal(seen["pixel_values"], prompt.images[0].patches)
         ids, pixels, grids = prompt.token_ids.tolist(), [prompt.images[0].patches], [prompt.images[0].grid]
