@@ -102,7 +102,7 @@ def majority_at_the_lesion() -> Plot:
     xs = np.linspace(0, 1, 101)
     lines = [curve(f"n = {n}", xs, lambda rho, n=n: theory.right_consensus(rho, n)) for n in (1, 2, 4, 8, 16)]
     return Plot(
-        "A majority finds the lesion only if hits are the majority",
+        "A vote makes good purity better and bad purity worse",
         "purity ρ, the share of hits among n correct trajectories",
         "P(consensus at the lesion)",
         lines,
@@ -118,7 +118,7 @@ def gap_against_habits() -> Plot:
     return Plot(
         "Below 1 / (habits + 1) the consensus pays for the habit",
         f"purity ρ; n = {CORRECT} correct trajectories",
-        "E[R_tool | hit] − E[R_tool | lucky miss]",
+        "gap of R_tool, hit − lucky miss",
         [curve(name, xs, lambda rho, k=k: theory.habit_gap(rho, CORRECT, k)) for k, name in names.items()],
     )
 
@@ -143,7 +143,7 @@ def gap_against_lattice() -> Plot:
     return Plot(
         "Hits must be able to agree",
         f"purity ρ; n = {CORRECT} correct trajectories, one habit",
-        "E[R_tool | hit] − E[R_tool | lucky miss]",
+        "gap of R_tool, hit − lucky miss",
         [
             line("all hits have the same box", exact),
             line("56 px boxes on a 14 px lattice (9 hold the lesion)", large),

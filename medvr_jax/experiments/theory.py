@@ -212,8 +212,8 @@ def tool_reward_by_kind(
     high: float = 1.0,
     low: float = 0.5,
 ) -> np.ndarray:
-    """E[R_tool] under CCA of a correct trajectory with a box of each kind, given n correct ones in its group: `[..., K]`
-    for purities `[...]`.
+    """E[R_tool] under CCA of a correct trajectory with a box of each kind, given n correct ones in its group:
+    `[..., K]` for purities `[...]`.
 
     All divisions of the other n - 1 among the kinds are enumerated; masks are unions of the cells between the boxes'
     edges, so that areas are exact.

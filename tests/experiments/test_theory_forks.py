@@ -16,11 +16,11 @@ from medvr_jax.rollout.state import BASE, EMPTY, FORK, FRESH, TURN_ENDED, Rollou
 from tests.experiments.scripted import BASE_TOKENS, FIRST, WORDS, Case, roll_out
 
 CASES = (
-    Case((0.75, 0.25), (0.02, 0.3), (1, 7), (1, 4)),  # a habit and a search, EVR's defaults
+    Case((0.75, 0.25), (0.02, 0.3), (1, 1), (1, 2)),  # a habit and a search, EVR's defaults
     Case((0.4, 0.35, 0.25), (0.3, 0.15, 0.05), (2, 5, 7), (1, 2, 8), 0.2, 0.5, 0.3, 3),  # the uncertain ones are worse
-    Case((0.1, 0.3, 0.2, 0.4), (0.4, 0.3, 0.2, 0.01), (7, 4, 2, 1), (8, 3, 2, 1), 0.4, 0.0, -9.0, 2),  # no gate, no γ
+    Case((0.1, 0.3, 0.2, 0.4), (0.4, 0.3, 0.2, 0.01), (7, 4, 2, 1), (8, 3, 2, 1), 0.4, 0.0, -9.0, 1),  # no gate, no γ
     Case((0.25, 0.25, 0.25, 0.25), (0.5, 0.25, 0.1, 0.05), (6, 7, 3, 1), (5, 2, 2, 1), 0.3, 2.0, 0.1, 1),  # P = 1 twice
-    Case((0.5, 0.3, 0.2), (0.05, 0.2, 0.4), (1, 7, 7), (1, 3, 5), 0.02, 0.05, 0.2, 4),  # most of the budget is left
+    Case((0.5, 0.3, 0.2), (0.05, 0.2, 0.4), (1, 7, 7), (1, 3, 5), 0.2, 0.05, 0.2, 2),  # budget is left
     Case((0.6, 0.4), (0.2, 0.35), (1, 6), (1, 8), 0.35, 0.25, 0.4),
 )
 GROUPS = {7: 3000, 16: 1500}
