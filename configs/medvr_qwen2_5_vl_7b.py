@@ -1,7 +1,7 @@
 """MedVR's recipe for Qwen2.5-VL-7B: 256 prompts x 16 trajectories per update, EVR and CCA, 64 updates.
 
-What the paper does not state follows DeepEyes, whose reward MedVR repeats; the README's fidelity table says which is
-which. Give the model and the data on the command line:
+What the paper does not state follows DeepEyes, whose reward MedVR repeats, or is our choice: the README lists the open
+points with their defaults. Give the model and the data on the command line:
 
     --config.model.path=Qwen2.5-VL-7B-Instruct --config.data.train_file=train.jsonl \
     --config.data.test_file=test.jsonl --config.data.image_folder=images

@@ -39,7 +39,7 @@ class Named(NamedTuple):
 
 
 def named(source: str) -> Iterator[Named]:
-    """The assignments in order. A comment above one belongs to it, before the one behind it."""
+    """The assignments in order. A comment above one belongs to it, behind the one at its end."""
     above, behind = _comments(source)
     aliases = {"config": ""}
     (function,) = (n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef) and n.name == "get_config")
@@ -54,7 +54,8 @@ def named(source: str) -> Iterator[Named]:
             if isinstance(target, ast.Name):
                 aliases[target.id] = name
         lines = range(node.lineno, (node.end_lineno or node.lineno) + 1)
-        text = " ".join([*above.get(node.lineno, ()), *(behind[line] for line in lines if line in behind)])
+        parts = [" ".join(behind[line] for line in lines if line in behind), " ".join(above.get(node.lineno, ()))]
+        text = ". ".join(part.rstrip(".") for part in parts if part)
         yield Named(name, text, is_section)
 
 

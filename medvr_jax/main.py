@@ -175,8 +175,6 @@ def limit_images(config: FrozenConfigDict) -> None:
 
 def start_devices(config: FrozenConfigDict) -> None:
     """Divides a CPU host into devices and keeps compiled programs; this must come before jax makes its backends."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install torch
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are local folders
     if config.mesh.host_devices > 1:
         import jax
 
@@ -219,6 +217,8 @@ def parse_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
 
 def run() -> None:
     """Runs `main` under absl and turns what went wrong into an exit status."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it advises to install torch
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are local folders
     try:
         app.run(main, flags_parser=parse_flags)
     except UserError as error:
