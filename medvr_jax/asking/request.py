@@ -78,6 +78,8 @@ def read_image(request: Request) -> Picture:
             raise UserError(f"--frame: found {request.frame}, {request.image} allows {allowed}")
         return image_formats.read_picture(request.image, request.frame or 0, request.window)
     except image_formats.ImageFault as fault:
+        if request.window and "window" in str(fault):
+            raise UserError(f"--window: {request.image}: {fault}") from fault
         raise UserError(f"--image: {request.image}: not a readable image ({fault})") from fault
 
 

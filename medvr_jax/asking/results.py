@@ -121,6 +121,21 @@ def _write_picture(path: Path, image: Image.Image) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def _origin(answer: Mapping[str, Any]) -> str:
+    """Which image was asked about, what was done to it, and who answered."""
+    image, model = answer["image"], answer["model"]
+    width, height = image["size"]
+    parts = [f"{image['file']} ({image['format']}, {width} x {height})"]
+    if image["frames"] > 1:
+        parts.append(f"frame {image['frame']} of {image['frames']}")
+    if image["window"]:
+        parts.append("window with centre {:g}, width {:g}".format(*image["window"]))
+    parts += image["notes"]
+    step = model["checkpoint_step"]
+    policy = model["folder"] if step is None else f"{model['run']} after {step} updates"
+    return f"Image: {', '.join(parts)}. Policy: {policy}."
+
+
 def _page(request: Request, image: Image.Image, answer: Mapping[str, Any], raster: int) -> str:
     """The page. Nobody knows who is right; of several samples those that `agree` vote on where to look."""
     notice, lead = NOTICE, f"Answer: {answer['answer_text'] or 'none'}"
@@ -131,6 +146,7 @@ def _page(request: Request, image: Image.Image, answer: Mapping[str, Any], raste
             f" {found['samples']} samples (95 % interval {low:.0%} to {high:.0%})"
         )
         notice += f" {MEANING} Heat map and consensus are of {found['consensus']['of']}."
+    lead += f". {_origin(answer)}"
     small = image.copy()
     small.thumbnail((_PAGE_SIDE, _PAGE_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()

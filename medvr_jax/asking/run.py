@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import sys
 import time
 from datetime import datetime
@@ -27,7 +26,7 @@ from medvr_jax.datasets.example import Example
 from medvr_jax.errors import UserError
 from medvr_jax.evaluation.policy import PolicyWeights, find_weights, load_weights
 from medvr_jax.inputs.chat import Encoder, Prompt, encode_prompt
-from medvr_jax.inputs.image_formats import Picture
+from medvr_jax.inputs.image_formats import Framed, Picture
 from medvr_jax.inputs.images import load_processor, resized_size
 from medvr_jax.inputs.survey import prompt_sizes
 from medvr_jax.rollout.engine import RolloutEngine
@@ -50,7 +49,7 @@ def ask(config: Any, workdir: str | Path, request: Request, picture: Picture) ->
     parts, params = _policy(config, workdir, weights)
     clock.lap("model")
 
-    example = _example(request, picture)
+    example = _example(request)
     _check_texts(parts.encoder, example)
     prompt = encode_prompt(example, parts.encoder)
     engine = _engine(parts, prompt, request.samples)
@@ -95,13 +94,11 @@ def _check_shape(config: Any, request: Request, picture: Picture) -> None:
     resized_size(processor, picture.image.size, max_patches=config.prompt.patches, name=name, **limits)
 
 
-def _example(request: Request, picture: Picture) -> Example:
+def _example(request: Request) -> Example:
     """The question as an example whose answer nobody knows; its id says the same for the same question."""
-    source: bytes | Path = request.image
+    source: Path | Framed = request.image
     if request.frame or request.window:
-        buffer = io.BytesIO()
-        picture.image.save(buffer, "PNG", compress_level=1)
-        source = buffer.getvalue()
+        source = Framed(request.image, request.frame or 0, request.window)
     asked = repr((_digest(request.image), request.frame or 0, request.window, request.question, request.options))
     return Example(
         id=f"ask-{hashlib.sha256(asked.encode()).hexdigest()[:16]}",

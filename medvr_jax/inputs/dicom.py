@@ -8,6 +8,7 @@ drawn. Nothing about the patient is kept.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -24,6 +25,7 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 
 # Files are read as they are; what is odd in fields that are not used is nobody's concern here.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # what it raises says the same in one line
 
 
 def read_dataset(stream: BinaryIO) -> pydicom.Dataset:

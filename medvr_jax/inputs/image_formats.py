@@ -23,8 +23,22 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from medvr_jax.inputs import intensities
 
-Source = bytes | str | Path
 Window = tuple[float, float]  # (centre, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class Framed:
+    """One frame of a file, seen through a window, in the place of the file."""
+
+    path: Path
+    frame: int = 0
+    window: Window | None = None
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+Source = bytes | str | Path | Framed
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")  # of Pillow's
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -116,6 +130,7 @@ def _too_large(pixels: int) -> ImageFault:
 
 def read_header(source: Source) -> Header:
     """The header; ImageFault if there is none that can be read, or if it tells of too many pixels."""
+    source = source.path if isinstance(source, Framed) else source
     with _stream(source) as (stream, is_dicom):
         if is_dicom:
             from medvr_jax.inputs import dicom  # pydicom takes a moment to import, and few need it
@@ -133,6 +148,8 @@ def read_picture(source: Source, frame: int = 0, window: Window | None = None) -
         frame: of an animation or of several pages or slices, from 0.
         window: (centre, width) for grey with more than 8 bits, in the unit of the values (DICOM: after rescaling).
     """
+    if isinstance(source, Framed):
+        return read_picture(source.path, source.frame, source.window)
     with _stream(source) as (stream, is_dicom):
         if is_dicom:
             from medvr_jax.inputs import dicom
@@ -212,7 +229,7 @@ def _deep_notes(image: Image.Image, window: Window | None) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def _stream(source: Source) -> Iterator[tuple[BinaryIO, bool]]:
+def _stream(source: bytes | str | Path) -> Iterator[tuple[BinaryIO, bool]]:
     """The file, opened, and whether it is DICOM; whatever goes wrong with it inside becomes an ImageFault."""
     name = "" if isinstance(source, bytes) else os.fspath(source)
     try:

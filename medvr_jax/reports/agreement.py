@@ -25,9 +25,11 @@ class Agreement(NamedTuple):
 def agreement(records: Sequence[Mapping[str, Any]], raster: int) -> Agreement:
     """Right trajectories vote, as in training; where nobody knows what is right, those that `agree`, all by default.
 
+    One trajectory that nobody judged agrees with nobody.
     R = `raster`.
     """
-    voters = [record for record in records if _votes(record)]
+    alone = len(records) == 1 and records[0]["correct"] is None
+    voters = [] if alone else [record for record in records if _votes(record)]
     counts = np.zeros((raster, raster), np.int32)
     for record in voters:
         counts += union(record["boxes"], raster)

@@ -69,7 +69,7 @@ def main() -> None:
             page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
             began = time.perf_counter()
             page.goto(file.as_uri(), wait_until="commit")
-            page.wait_for_function("document.querySelectorAll('.branches path').length > 0")
+            page.wait_for_selector(".branches path", state="attached")
             page.evaluate(DRAWN)
             times.setdefault("open", []).append(time.perf_counter() - began)
             for name, act in ACTS.items():

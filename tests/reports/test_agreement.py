@@ -54,7 +54,10 @@ def test_true_places_and_unknown_answers() -> None:
     same = [record | {"boxes": [[0, 0, 0.5, 0.5]]} for _ in range(2)] + [record | {"boxes": []}]
     found = agreement(same, 64)
     assert found.mask[:32, :32].all() and found.mask.sum() == 32 * 32 and found.voters == 3 and found.covered == 0.25
-    found = agreement([{"boxes": [[0, 0, 1, 0.5]], "correct": None, "true_boxes": []}], 8)
-    assert found.voters == 1 and found.mask[:4].all() and not found.mask[4:].any()
+    unknown = {"boxes": [[0, 0, 1, 0.5]], "correct": None, "true_boxes": []}
+    found = agreement([unknown, unknown, unknown | {"boxes": [[0, 0, 1, 1]], "agrees": False}], 8)
+    assert found.voters == 2 and found.mask[:4].all() and not found.mask[4:].any()
+    alone = agreement([unknown], 8)
+    assert alone.voters == 0 and not alone.mask.any()
     nobody = agreement([record | {"boxes": [[0, 0, 1, 1]], "correct": False}], 8)
     assert nobody.voters == 0 and not nobody.mask.any() and nobody.covered == 0

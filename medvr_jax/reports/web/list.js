@@ -78,7 +78,10 @@ const renderList = () => {
   count.textContent = shown.length ? `${plural(found, judged ? "trajectory" : "sample")} in ${plural(shown.length, "group")}`
     .replace("trajectorys", "trajectories") : "Nothing matches.";
   if (shown.length && !passing(state.place)) show(shown[0].place);
-  else renderGroup();
+  else {
+    if (filtering() && !passing(state.place)?.has(state.slot)) state.slot = null; // the first one that passes is shown
+    renderGroup();
+  }
 };
 const markList = () => {
   for (const entry of list.querySelectorAll(".entry")) {
@@ -110,7 +113,11 @@ const toolbar = () => el("div", { class: "toolbar", role: "search" },
     } }, el("option", { value: "all" }, "all"), steps.map((step) =>
       el("option", { value: step, selected: step === state.step }, step.toLocaleString("en"))))),
   el("label", { class: "pick" }, el("span", {}, "Order"),
-    el("select", { id: "order", onchange: (event) => { state.order = event.target.value; renderList(); } },
+    el("select", { id: "order", onchange: (event) => {
+      state.order = event.target.value;
+      renderList();
+      if (shown.length) show(shown[0].place);
+    } },
       ORDERS.filter(usable).map(([name, label]) => el("option", { value: name }, label)))),
   searchField,
   el("div", { class: "chips", role: "group", "aria-label": "Show only" }, FILTERS.filter(usable).map(([name, label]) =>

@@ -22,7 +22,7 @@ const factList = (t) => {
   const logs = t.segments.flatMap(({ start, stop, own }) => (own ? Array.from(t.surprise.subarray(start, stop)) : [])).filter((v) => v !== UNKNOWN);
   if (logs.length) facts.push(["mean log p", signed(-logs.reduce((a, b) => a + b, 0) / logs.length / 1000, 3)]);
   if (t.meanEntropy !== null) facts.push(["mean entropy", fixed(t.meanEntropy, 3)]);
-  facts.push(["sampled tokens", t.ownCount.toLocaleString("en")], ["ended", ENDINGS[t.ended] ?? t.ended]);
+  facts.push(["sampled tokens", t.ownCount.toLocaleString("en")], ["ended", t.ended === "answer" && t.prediction == null ? "without an answer" : ENDINGS[t.ended] ?? t.ended]);
   return el("dl", { class: "facts" }, facts.map(([label, value, kind]) => el("div", { class: kind }, el("dt", {}, label), el("dd", { dir: "auto" }, value))));
 };
 
