@@ -10,8 +10,9 @@ writes runs/warmup/export, whose copy the assets folder is. Other seeds make che
 all learn as well: it depends on how much of the pointing at markers is left for lesions.
 
 `--config=configs/tiny_warmup.py:window` makes medvr_jax/assets/tiny_window in the same way: for faint lesions, it
-teaches to say how bright one is, to call the tool with one of six windows, and to read a lesion that a window shows. It
-never shows which window that is: the windows to call are drawn at random.
+teaches to say how bright something is, to call the tool with that one of six windows which is around a plain square
+that it is asked for, and to read a lesion that a window shows. It never shows which window that is: asked for a lesion,
+the windows to call are drawn at random.
 """
 
 from __future__ import annotations
@@ -98,7 +99,10 @@ def _window(config: ConfigDict) -> None:
     warmup.pool = 512
     warmup.tower_steps = 120
     warmup.window_width = 4  # grey values around each of the levels that lesions have: six windows
-    warmup.lesion_batch = 8  # prompts that ask for the lesion, with random windows
+    warmup.lesion_batch = 4  # prompts that ask for the lesion, with random windows …
+    warmup.decoy_batch = 4  # … or for one where there is a plain square only
+    warmup.marker_batch = 16  # prompts that ask for the square, with the window around its grey value
+    warmup.marker_window_weight = 2.0  # of these windows
     warmup.reading_batch = 16  # prompts whose lesions are read in the window that shows them
     warmup.naming_weight = 2.0  # of the word that says how bright the lesion is
     warmup.random_window_weight = 0.6  # of the random windows

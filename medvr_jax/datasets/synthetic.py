@@ -72,10 +72,8 @@ class SyntheticTask:
         return self._example(split, index, self.scene(split, index), LESION_WORD)
 
     def marker_example(self, split: Split, index: int) -> Example:
-        """As `example`, with the lesion painted out, a plain bright square elsewhere, and asked about that square.
-
-        Of lesions hidden by size only.
-        """
+        """As `example`, with the lesion painted out, a plain square elsewhere, and asked about that square: a bright
+        one or, among faint lesions, one of their grey values."""
         return self._example(split, index, self.scene(split, index, marker=True), MARKER_WORD)
 
     def scene(self, split: Split, index: int, marker: bool = False) -> Scene:
@@ -90,7 +88,9 @@ class SyntheticTask:
         box = (x, y, x + self.lesion_side, y + self.lesion_side)
         if self.hidden_by == "contrast":
             level, shift = int(rng.integers(len(FAINT_LEVELS))), int(rng.integers(-1, 2))
-            return Scene(self._faint(pixels, box, label, phase, FAINT_LEVELS[level] + shift), label, box, level)
+            amplitude = 0.0 if marker else FAINT_AMPLITUDE
+            stripes, disc = self._stripes(label, phase, FAINT_LEVELS[level] + shift, amplitude)
+            return Scene(self._faint(pixels, box, stripes, disc | marker), label, box, level)
         window = pixels[y : y + self.lesion_side, x : x + self.lesion_side]
         if marker:
             window[:] = rng.integers(160, 240)
@@ -114,15 +114,15 @@ class SyntheticTask:
         window[disc] = np.clip(np.round(stripes[disc]), 0, 255).astype(np.uint8)
 
     def _faint(
-        self, background: np.ndarray, box: tuple[int, int, int, int], label: int, phase: float, level: int
+        self, background: np.ndarray, box: tuple[int, int, int, int], stripes: np.ndarray, inside: np.ndarray
     ) -> np.ndarray:
         """[side, side] uint16: the background darker than every lesion, and a mark in a corner, as radiographs have;
         black and white are in it, so that the overview is the file's values divided by DEEP, and rounded."""
+        level = np.round(stripes.mean())
         darker = np.where(background > 12, 16 + (background - np.uint8(72)) // 2, 0).astype(np.uint16) * DEEP
         darker[: self.image_side // 28, : self.image_side // 28] = 255 * DEEP
-        stripes, disc = self._stripes(label, phase, level, FAINT_AMPLITUDE)
         values = np.round(np.clip(stripes, level - FAINT_LIMIT, level + FAINT_LIMIT) * DEEP).astype(np.uint16)
-        darker[box[1] : box[3], box[0] : box[2]][disc] = values[disc]
+        darker[box[1] : box[3], box[0] : box[2]][inside] = values[inside]
         return darker
 
     def _stripes(self, label: int, phase: float, mean: float, amplitude: float) -> tuple[np.ndarray, np.ndarray]:

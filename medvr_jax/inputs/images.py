@@ -91,6 +91,11 @@ class OriginalImage:
         `shown`, on which 0 is black and 255 white."""
         return np.asarray(self.shown, np.float32) if self.deep is None else self.deep
 
+    @functools.cached_property
+    def level_range(self) -> tuple[float, float]:
+        """From black to white, and beyond where `levels` hold more."""
+        return min(0.0, float(self.levels.min())), max(255.0, float(self.levels.max()))
+
 
 def load_original(source: Source, name: str | None = None) -> OriginalImage:
     """The first frame of any readable image."""

@@ -87,8 +87,8 @@ _SENTENCES = (
 
 
 def level_thought(level: int) -> str:
-    """The thought before a window, on a lesion of this one of `FAINT_LEVELS`."""
-    return f"The lesion is {LEVEL_WORDS[level]}."
+    """The thought before a window, on something of this one of `FAINT_LEVELS`."""
+    return f"It looks {LEVEL_WORDS[level]}."
 
 
 def seen_thought(text: str) -> str:

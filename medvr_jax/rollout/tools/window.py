@@ -2,7 +2,8 @@
 
 Grey values are spoken of as the model saw them, from 0 (black) to 255 (white), fractions allowed; what is spread out
 are the values of the original, of which a 16-bit file has 257 for each of these. What the overview rounds away can so
-be seen, as a box of the overview is cut from the original by the zoom.
+be seen, as a box of the overview is cut from the original by the zoom. Where the overview is a window itself (DICOM),
+the values that it cuts off go on below black and above white, in the same steps.
 """
 
 from __future__ import annotations
@@ -55,14 +56,17 @@ class Window:
 
     def run(self, arguments: Mapping[str, Any], original: OriginalImage, prepared: PreparedImage) -> ToolResult:
         """See `Tool.run`."""
-        window = check_window(arguments.get("window"))
+        window = check_window(arguments.get("window"), original.level_range)
         if isinstance(window, str):
             return ToolResult(error=f"Error: {window}")
         return ToolResult(functools.partial(_draw, original, *window), (self.name, *window))
 
 
-def check_window(window: object) -> tuple[float, float] | str:
-    """(low, high) for a call's `window`, or the reason why there is none (a sentence for the model)."""
+def check_window(window: object, levels: tuple[float, float]) -> tuple[float, float] | str:
+    """(low, high) for a call's `window`, or the reason why there is none (a sentence for the model).
+
+    levels: the least and the greatest of the original's.
+    """
     if not isinstance(window, list) or len(window) != 2:
         return "window must be a list of two numbers."
     if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in window):
@@ -75,8 +79,8 @@ def check_window(window: object) -> tuple[float, float] | str:
         return "window must hold finite numbers."
     if low >= high:
         return "window must satisfy low < high."
-    if high <= BLACK or low >= WHITE:
-        return f"window lies outside the grey values from {BLACK:g} to {WHITE:g}."
+    if high <= levels[0] or low >= levels[1]:
+        return f"window lies outside the grey values from {levels[0]:g} to {levels[1]:g}."
     if high - low < MINIMUM_WIDTH:
         centre = (low + high) / 2
         return centre - MINIMUM_WIDTH / 2, centre + MINIMUM_WIDTH / 2
