@@ -12,7 +12,7 @@ from medvr_jax.inputs.boxes import Size, scale_box
 from medvr_jax.inputs.chat import Prompt
 from medvr_jax.inputs.image_formats import Picture
 from medvr_jax.inputs.images import PreparedImage
-from medvr_jax.rollout.trajectories import Turn
+from medvr_jax.rollout.trajectories import IMAGE, Turn
 
 _NO_ANSWER = {"truncated": "it ran out of room", "turn_limit": "it used all its turns"}  # by how a trajectory ended
 
@@ -28,6 +28,8 @@ def tell_start(request: Request, picture: Picture, prompt: Prompt, temperature: 
     frame = f", frame {request.frame or 0} of {header.frames}" if header.frames > 1 else ""
     kind, size, seen = f"{header.format}{frame}", _pixels(picture.image.size), _pixels(prompt.images[0].resized_size)
     print(f"image: {printable(request.image.name)} ({kind}), {size}; the model sees {seen}")
+    if request.window:
+        print("note: shown with centre {:g}, width {:g}".format(*request.window))
     for note in picture.notes:
         print(f"note: {printable(note)}")
     if request.samples > 1:
@@ -38,7 +40,8 @@ def tell_start(request: Request, picture: Picture, prompt: Prompt, temperature: 
 def describe_turn(number: int, turn: Turn, prepared: PreparedImage) -> str:
     """A line on what came back after a turn, counted from 0: the box in all three spaces, or an error."""
     if turn.zoom is None:
-        return f"  [turn {number + 1}] {printable(turn.observation)}" if turn.observation else ""
+        told = "the image came back as the call asks" if turn.observation == IMAGE else turn.observation
+        return f"  [turn {number + 1}] {printable(told)}" if told else ""
     normalised, seen = turn.zoom.normalised, scale_box(turn.zoom.normalised, (1, 1), prepared.resized_size)
     told = (
         f"normalised {_numbers(normalised, '.3f')}",
@@ -62,7 +65,10 @@ def tell_answer(answer: Mapping[str, Any]) -> None:
         print(f"  {one['samples']:>3} of {found['samples']}  {printable(one['text'])}")
     low, high = found["confidence_interval"]
     tie = ", as frequent as another" if found["tie"] else ""
-    print(f"answer: {text}{tie}" if text is not None else "no answer in any sample")
+    if text is None:
+        print("no answer in any sample")
+        return
+    print(f"answer: {text}{tie}")
     print(f"confidence: {found['confidence']:.2f} (95 % interval {low:.2f} to {high:.2f}). {MEANING}")
 
 

@@ -197,7 +197,10 @@ def test_what_the_prompt_cannot_hold(folder: Path, image: Path, tmp_path: Path) 
         (Request(image, "Is it?", ("a", "<|image_pad|>")), r"--option: found the text <\|image_pad\|>"),
         (Request(long, "Is it?"), "--image: .*long.png: 900x2 is not usable"),
         (Request(image, "Is it?", frame=1), "--frame: found 1, .*lesion.png allows 0, as there is one only"),
-        (Request(image, "Is it?", window=(1.0, 2.0)), "--window: .*lesion.png: .*a window is for grey with more than 8"),
+        (
+            Request(image, "Is it?", window=(1.0, 2.0)),
+            "--window: .*lesion.png: .*a window is for grey with more than 8",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             ask(config, tmp_path / "run", request, read_image(request))
