@@ -138,8 +138,18 @@ def logged(file: Path) -> list[bytes]:
     return records
 
 
-def sent(workdir: Path) -> tuple[set[str], list[dict[str, Any]]]:
-    """Ids of the W&B runs, and the rows of their history, from the files that `wandb sync` would send."""
+def sent(workdir: Path, rows: int) -> tuple[set[str], list[dict[str, Any]]]:
+    """Ids of the W&B runs, and the rows of their history, from the files that `wandb sync` would send.
+
+    A process of its own writes them, on a laden machine a while after the run has ended: so many rows are waited for.
+    """
+    deadline = time.monotonic() + 60
+    while len((found := _sent(workdir))[1]) < rows and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def _sent(workdir: Path) -> tuple[set[str], list[dict[str, Any]]]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     ids, history = set(), []
@@ -159,7 +169,7 @@ def sent(workdir: Path) -> tuple[set[str], list[dict[str, Any]]]:
 def test_wandb_keeps_each_step_once(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     interrupted(tmp_path, config(wandb="offline"))
-    ids, history = sent(tmp_path)
+    ids, history = sent(tmp_path, 8)
     assert len(ids) == 1
     assert [entry["_step"] for entry in history] == list(range(8))
     # What was sent stays: 4 and 5 are the first process's.
@@ -177,7 +187,7 @@ def test_a_new_run_in_the_same_folder_is_a_new_wandb_run(tmp_path: Path) -> None
     for _ in range(2):
         with open_sinks(config(wandb="offline"), tmp_path, 0) as sinks:
             sinks.write(row(0, 1.0))
-    ids, history = sent(tmp_path)
+    ids, history = sent(tmp_path, 2)
     assert len(ids) == len(history) == 2
 
 
