@@ -77,9 +77,9 @@ def read_image(request: Request) -> Picture:
             allowed = "0, as there is one only" if header.frames == 1 else f"0 to {header.frames - 1}"
             raise UserError(f"--frame: found {request.frame}, {request.image} allows {allowed}")
         return image_formats.read_picture(request.image, request.frame or 0, request.window)
+    except image_formats.WindowFault as fault:
+        raise UserError(f"--window: {request.image}: {fault}") from fault
     except image_formats.ImageFault as fault:
-        if request.window and "window" in str(fault):
-            raise UserError(f"--window: {request.image}: {fault}") from fault
         raise UserError(f"--image: {request.image}: not a readable image ({fault})") from fault
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import sys
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ from medvr_jax.configuration import model_folder
 from medvr_jax.datasets.example import Example
 from medvr_jax.errors import UserError
 from medvr_jax.evaluation.policy import PolicyWeights, find_weights, load_weights
-from medvr_jax.inputs.chat import Encoder, Prompt, encode_prompt
+from medvr_jax.inputs.chat import Encoder, Prompt, encode_prompt, refuse_reserved
 from medvr_jax.inputs.image_formats import Framed, Picture
 from medvr_jax.inputs.images import load_processor, resized_size
 from medvr_jax.inputs.survey import prompt_sizes
-from medvr_jax.rollout.engine import RolloutEngine
+from medvr_jax.rollout.engine import PhaseClock, RolloutEngine
 from medvr_jax.rollout.trajectories import Rollout
 from medvr_jax.training import sharding
 from medvr_jax.training.records import rollout_records
@@ -40,7 +39,7 @@ def ask(config: Any, workdir: str | Path, request: Request, picture: Picture) ->
     """Answers the question about the picture and writes what there is to see; returns the folder."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # whatever a policy writes can be shown
-    clock, compiled = _Clock(), programs.compilations().seconds
+    clock, compiled = PhaseClock(), programs.compilations().seconds
     print(NOTICE)
     _check_shape(config, request, picture)
     weights = find_weights(config, workdir)
@@ -155,9 +154,7 @@ def _engine(parts: assembly.Parts, prompt: Prompt, samples: int) -> RolloutEngin
 
 def _check_texts(encoder: Encoder, example: Example) -> None:
     for flag, text in (("question", example.question), *(("option", option) for option in example.options)):
-        for token in sorted(encoder.reserved):
-            if token in text:
-                raise UserError(f"--{flag}: found the text {token}, which the model's chat format reserves")
+        refuse_reserved(encoder, text, f"--{flag}")
 
 
 def _answer(
@@ -231,16 +228,3 @@ def _add_agreement(
     answer["agreement"] = agreement_json(agreement, consensus, request.options)
     for record, agrees, iou in zip(answer["trajectories"], agreement.agrees, consensus.iou, strict=True):
         record["agrees"], record["consensus_iou"] = bool(agrees), round(float(iou), 5)
-
-
-class _Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = now - self._last
-        self._last = now

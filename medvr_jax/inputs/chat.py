@@ -86,7 +86,7 @@ def load_encoder(folder: str | Path, system: str, **settings: str | int | None) 
     if not encoder.tokenizer.chat_template:
         raise UserError(f"model.path: {folder} holds no chat template; chat_template.jinja is needed")
     for name in ("system", "template", "option"):
-        _refuse_reserved(encoder, getattr(encoder, name), f"prompt.{name}")
+        refuse_reserved(encoder, getattr(encoder, name), f"prompt.{name}")
     try:
         encoder.tokenizer.apply_chat_template([{"role": "user", "content": []}], tokenize=False)
     except Exception as error:  # Jinja's, or whatever the template raises
@@ -96,7 +96,7 @@ def load_encoder(folder: str | Path, system: str, **settings: str | int | None) 
     return encoder
 
 
-def _refuse_reserved(encoder: Encoder, text: str, where: str) -> None:
+def refuse_reserved(encoder: Encoder, text: str, where: str) -> None:
     """UserError if a text holds one that the tokenizer would take for an end of turn, an image or the like."""
     for token in sorted(encoder.reserved):
         if token in text:
@@ -152,7 +152,7 @@ def encode_prompt(example: Example, encoder: Encoder) -> Prompt:
 
 def prompt_ids(example: Example, encoder: Encoder) -> np.ndarray:
     """The prompt's token ids [n] int32 with one placeholder for each image."""
-    _refuse_reserved(encoder, example.question_text(), f"example {example.id}: question or options")
+    refuse_reserved(encoder, example.question_text(), f"example {example.id}: question or options")
     content = [{"type": "image"} for _ in example.images] + [{"type": "text", "text": encoder.user_text(example)}]
     messages = [{"role": "user", "content": content}]
     if encoder.system:

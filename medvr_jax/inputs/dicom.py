@@ -19,7 +19,16 @@ from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medvr_jax.inputs import intensities
-from medvr_jax.inputs.image_formats import Header, ImageFault, Picture, Window, check_frame, check_pixels, shown
+from medvr_jax.inputs.image_formats import (
+    Header,
+    ImageFault,
+    Picture,
+    Window,
+    WindowFault,
+    check_frame,
+    check_pixels,
+    shown,
+)
 
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 
@@ -61,7 +70,7 @@ def read_frame(stream: BinaryIO, frame: int = 0, window: Window | None = None) -
         image = Image.fromarray(levels).convert("RGB") if deep is None else shown(deep)
         return Picture(image, header, applied, (*notes, *told), deep)
     if window is not None:
-        raise ImageFault(f"a window has no meaning for colours ({interpretation}); leave it out")
+        raise WindowFault(f"a window has no meaning for colours ({interpretation}); leave it out")
     if interpretation == "PALETTE COLOR":
         values = _palette(values, dataset)
     elif values.ndim == 3:
@@ -161,7 +170,7 @@ def _windowed(values: np.ndarray, window: tuple[float, float], function: str) ->
     try:
         return intensities.windowed(values, *window, function)
     except ValueError as error:
-        raise ImageFault(str(error)) from error
+        raise WindowFault(str(error)) from error
 
 
 def _own_window(group: pydicom.Dataset) -> tuple[float, float] | None:

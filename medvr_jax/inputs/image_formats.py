@@ -60,6 +60,10 @@ class ImageFault(Exception):
     """What is wrong with an image, in a few words that do not name it."""
 
 
+class WindowFault(ImageFault):
+    """What is wrong with the window that an image is asked for with."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Header:
     """What an image file says before a pixel is decoded: its format, (width, height) as seen, number of frames."""
@@ -196,7 +200,9 @@ def to_rgb(image: Image.Image, window: Window | None = None) -> Image.Image:
     if is_deep(image):
         return shown(_deep_levels(image, window))
     if window is not None:
-        raise ImageFault(f"a window is for grey with more than 8 bits, not for this image ({image.mode}); leave it out")
+        raise WindowFault(
+            f"a window is for grey with more than 8 bits, not for this image ({image.mode}); leave it out"
+        )
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -215,7 +221,7 @@ def _deep_levels(image: Image.Image, window: Window | None) -> np.ndarray:
     try:
         return intensities.windowed(values, *window) if window else intensities.stretched(values)
     except ValueError as error:
-        raise ImageFault(str(error)) from error
+        raise WindowFault(str(error)) from error
 
 
 def _deep_notes(image: Image.Image, window: Window | None) -> tuple[str, ...]:

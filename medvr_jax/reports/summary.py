@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medvr_jax.configuration import completed, leaves
-from medvr_jax.reports.intervals import wilson
+from medvr_jax.evaluation.statistics import wilson_interval
 from medvr_jax.reports.progress import duration
 from medvr_jax.reports.signs import known, signs
 from medvr_jax.reports.text import number, percent
@@ -168,7 +168,7 @@ def _result(rows: Sequence[Row]) -> str:
 
 
 def _interval(share: float, questions: float) -> str:
-    low, high = wilson(share, int(questions))
+    low, high = wilson_interval(round(share * questions), int(questions))
     return f" [{low:.3f}, {high:.3f}]"
 
 

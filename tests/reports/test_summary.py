@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from medvr_jax.configuration import leaves, load_config
+from medvr_jax.evaluation.statistics import wilson_interval
 from medvr_jax.reports import summary
-from medvr_jax.reports.intervals import wilson
 from medvr_jax.reports.page import write_report
 from medvr_jax.reports.signs import signs
 from tests.reports.made_run import make_run
@@ -68,9 +68,9 @@ def test_signs_know_what_the_run_could_do() -> None:
 @pytest.mark.parametrize(("share", "number"), [(0.5, 512), (0.92, 512), (0.0, 10), (1.0, 10), (0.25, 4)])
 def test_wilson_solves_its_equation(share: float, number: int) -> None:
     """The ends are the shares from which this one is z standard errors away."""
-    for end in wilson(share, number):
-        assert math.isclose((share - end) ** 2, 1.959964**2 * end * (1 - end) / number, abs_tol=1e-12)
-    low, high = wilson(share, number)
+    for end in wilson_interval(share * number, number):
+        assert math.isclose((share - end) ** 2, 1.959964**2 * end * (1 - end) / number, abs_tol=1e-9)
+    low, high = wilson_interval(share * number, number)
     assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1
 
 
@@ -94,7 +94,8 @@ def test_the_page_of_a_run(tmp_path: Path) -> None:
     sections = [line for line in text.splitlines() if line.startswith("#")]
     assert sections == ["# made", *(f"## {name}" for name in NAMES)]
     assert "16 prompts a step, 16 trajectories each" in text and "tools: image_zoom_in_tool; EVR, gamma 0.5" in text
-    low, high = wilson(accuracy := 0.25 + 0.75 * last_skill(folder), 512)
+    accuracy = 0.25 + 0.75 * last_skill(folder)
+    low, high = wilson_interval(round(512 * accuracy), 512)
     assert f"| {accuracy:.3g} [{low:.3f}, {high:.3f}] |" in text
     assert f"--workdir={folder} --mode=evaluate" in text and "`optimizer.schedule` is cosine, and has ended" in text
     shares = [line.rsplit("|", 2)[1] for line in text.split("| phase |")[1].splitlines()[2:] if line.startswith("|")]
