@@ -69,7 +69,7 @@ def test_signs_know_what_the_run_could_do() -> None:
 def test_wilson_solves_its_equation(share: float, number: int) -> None:
     """The ends are the shares from which this one is z standard errors away."""
     for end in wilson_interval(share * number, number):
-        assert math.isclose((share - end) ** 2, 1.959964**2 * end * (1 - end) / number, abs_tol=1e-9)
+        assert math.isclose((share - end) ** 2, 1.959964**2 * end * (1 - end) / number, rel_tol=1e-6, abs_tol=1e-12)
     low, high = wilson_interval(share * number, number)
     assert 0 <= low <= share + 1e-12 and share - 1e-12 <= high <= 1
 
