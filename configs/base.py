@@ -75,6 +75,10 @@ def get_config() -> ConfigDict:
     data.synthetic.texture_cells = 14  # cells of the background's texture along a side
     data.synthetic.margin = 0.18  # lesion centres keep this share of the side from the border
     data.synthetic.seed = 0  # of the images; another seed is another task of the same kind
+    # For experiments, see configs/arms.py: what a guess is worth, and whether the boxes of a habit can hit.
+    data.synthetic.classes = 4  # kinds of lesions, 2 to 4
+    data.synthetic.nothing_visible = False  # a first option says so; it is never right
+    data.synthetic.lesions = "anywhere"  # anywhere | outside_habits | inside_habits: where lesions lie
 
     prompt = config.prompt = section()
     prompt.system = ""  # system prompt; empty = the full one, with the tool's JSON schema

@@ -13,6 +13,10 @@ all learn as well: it depends on how much of the pointing at markers is left for
 teaches to say how bright something is, to call the tool with that one of six windows which is around a plain square
 that it is asked for, and to read a lesion that a window shows. It never shows which window that is: asked for a lesion,
 the windows to call are drawn at random.
+
+`--config=configs/tiny_warmup.py:habit` makes medvr_jax/assets/tiny_habit, the policy of the experiments (configs/
+arms.py): before it zooms, it names a place, and three of the four places stand for one box each, a habit that is put in
+on purpose. Only the fourth is a search, for which it has also learned to point at markers.
 """
 
 from __future__ import annotations
@@ -25,14 +29,15 @@ from configs import base, variants
 def get_config(variant: str = "zoom") -> ConfigDict:
     """base.py's fields and a section of its own; of the former only seed, trainer and data.synthetic are used.
 
-    Variants: `zoom`, `window`: the tool.
+    Variants: `zoom`, `window`: the tool; `habit`: a zoom, and a place that is named before it.
     """
-    word = variants.parse(variant, ("zoom", "window"), {}).word
+    word = variants.parse(variant, ("zoom", "window", "habit"), {}).word
     config = base.get_config()
     config.trainer = "supervised"
     config.seed = 2
 
     warmup = config.warmup = base.section()
+    warmup.policy = word  # zoom | window | habit
     warmup.vocabulary = 512  # BPE tokens before the added ones
     warmup.initializer_range = 0.15  # with 0.05 the first stage stays at chance
     warmup.text = base.section()  # the decoder
@@ -71,6 +76,8 @@ def get_config(variant: str = "zoom") -> ConfigDict:
         _window(config)
     else:
         _zoom(warmup)
+    if word == "habit":
+        _habit(config)
     return config
 
 
@@ -106,3 +113,17 @@ def _window(config: ConfigDict) -> None:
     warmup.reading_batch = 16  # prompts whose lesions are read in the window that shows them
     warmup.naming_weight = 2.0  # of the word that says how bright the lesion is
     warmup.random_window_weight = 0.6  # of the random windows
+
+
+def _habit(config: ConfigDict) -> None:
+    """What a habit needs on top of zooming."""
+    config.data.synthetic.classes = 3
+    config.data.synthetic.nothing_visible = True
+    warmup = config.warmup
+    warmup.dtype = "bfloat16"
+    warmup.box_step = 7  # of the search's boxes too
+    warmup.habit_share = 0.75  # of trajectories that name one of the habit's three places
+    warmup.habit_strength = 0.97  # of these, the share with the place's own box
+    warmup.luck = 0.1  # of crops without a lesion, the share answered with a class
+    warmup.search_sides = (42, 56)  # of the boxes of a search …
+    warmup.search_shares = (0.75, 0.25)  # … and how often each is drawn

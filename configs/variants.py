@@ -60,6 +60,14 @@ def parse(text: str, words: Sequence[str], settings: Mapping[str, str]) -> Varia
     return Variant(word, found)
 
 
+def split_fields(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """What `parse` reads, and the parts FIELD=VALUE, which have a dot in their name, as (field, text)."""
+    parts = [part.strip().partition("=") for part in text.split(",")]
+    fields = [(name, value) for name, equals, value in parts if equals and "." in name]
+    words = ",".join("".join(part) for part in parts if not (part[1] and "." in part[0]))
+    return words, fields
+
+
 def faint_lesions(config: ConfigDict) -> None:
     """Synthetic lesions that only a window shows; large enough to be read in the overview, could they be seen."""
     config.data.synthetic.hidden_by = "contrast"

@@ -45,6 +45,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer.moment_dtype": ("float32", "bfloat16"),
     "data.name": ("synthetic", "jsonl", "sets"),
     "data.synthetic.hidden_by": ("size", "contrast"),
+    "data.synthetic.lesions": ("anywhere", "outside_habits", "inside_habits"),
     "data.on_error": ("refuse", "skip"),
     "data.check_images": ("pixels", "header"),
     "data.filter_rule": ("strict", "medevalkit"),
@@ -67,6 +68,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "rollout.groups_at_once": (0, math.inf),
     "rollout.response_length": (2, math.inf),  # the first token is the prompt's last
     "data.synthetic.seed": (0, math.inf),
+    "data.synthetic.classes": (2, 4),
     "data.train_examples": (0, math.inf),
     "data.filter_minimum": (-1, 1),
     "data.filter_maximum": (0, 2),

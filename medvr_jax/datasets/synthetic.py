@@ -5,6 +5,9 @@ the stripes. All classes are equally bright. Either the stripes are too fine for
 they are too faint for it, less than half of one of its 256 grey values in a 16-bit file, and a window around the
 lesion's own grey value shows them, which is another one from image to image. Every example is a pure function of (seed,
 split, index); splits and indices never share a random stream.
+
+For experiments, lesions may lie only where the boxes of a habit miss them, or only where they hit, there may be fewer
+classes, and a first option may say that nothing is visible, which is never right: what a guess is worth is then known.
 """
 
 from __future__ import annotations
@@ -29,6 +32,13 @@ _WAVE_DIRECTIONS = np.array([[0.0, 1.0], [1.0, 0.0], [0.70710678, 0.70710678], [
 FAINT_LEVELS = (56, 88, 120, 152, 184, 216)
 FAINT_AMPLITUDE, FAINT_LIMIT = 0.45, 0.49
 DEEP = 257  # values of a 16-bit file for each of an overview's 256 grey values
+# Where a policy with a habit looks (configs/tiny_warmup.py:habit), normalised: a strip across the middle.
+HABIT_BOXES: dict[str, tuple[float, float, float, float]] = {
+    "centre": (0.3125, 0.3125, 0.6875, 0.6875),
+    "left": (0.0, 0.3125, 0.375, 0.6875),
+    "right": (0.625, 0.3125, 1.0, 0.6875),
+}
+NOTHING = "nothing visible"
 LESION_WORD = "lesion"
 MARKER_WORD = "square"
 
@@ -59,6 +69,14 @@ class SyntheticTask:
     texture_cells: int = 14  # cells of the body's texture along a side
     margin: float = 0.18  # lesion centres keep this share of the side from the border
     hidden_by: str = "size"  # size | contrast: what keeps the stripes from being seen in the overview
+    classes: int = len(CLASSES)  # the first ones
+    nothing_visible: bool = False  # whether a first option says so; it is never right
+    lesions: str = "anywhere"  # anywhere | outside_habits | inside_habits: of HABIT_BOXES
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What a question lets choose from."""
+        return (NOTHING,) * self.nothing_visible + CLASSES[: self.classes]
 
     def __post_init__(self) -> None:
         if not 0 < self.lesion_side <= self.image_side * (1 - 2 * self.margin):
@@ -81,8 +99,11 @@ class SyntheticTask:
         rng = np.random.default_rng((self.seed, SPLITS.index(split), index, int(marker)))
         pixels = self._background(rng)
         low, high = self.margin * self.image_side, (1 - self.margin) * self.image_side
-        corner = np.round(rng.uniform(low, high, size=2) - self.lesion_side / 2).astype(int)
-        label = int(rng.integers(len(CLASSES)))
+        centre = rng.uniform(low, high, size=2)
+        while not (marker or self._wanted(centre)):
+            centre = rng.uniform(low, high, size=2)
+        corner = np.round(centre - self.lesion_side / 2).astype(int)
+        label = int(rng.integers(self.classes))
         phase = rng.uniform(0, 2 * np.pi)
         x, y = (int(v) for v in corner)
         box = (x, y, x + self.lesion_side, y + self.lesion_side)
@@ -97,6 +118,14 @@ class SyntheticTask:
         else:
             self._draw_lesion(window, label, phase)
         return Scene(pixels, label, box)
+
+    def _wanted(self, centre: np.ndarray) -> bool:
+        """Whether a lesion may lie there."""
+        if self.lesions == "anywhere":
+            return True
+        x, y = centre / self.image_side
+        inside = any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in HABIT_BOXES.values())
+        return inside == (self.lesions == "inside_habits")
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
         """Dark border, bright body disc with a smooth texture of few grey levels (cheap to compress)."""
@@ -136,12 +165,13 @@ class SyntheticTask:
 
     def _example(self, split: Split, index: int, scene: Scene, word: str) -> Example:
         faint = "faint-" if self.hidden_by == "contrast" else ""
+        where = "" if self.lesions == "anywhere" else f"{self.lesions}-".replace("_", "-")
         return Example(
-            id=f"synthetic-{self.seed}-{split}-{index}-{faint}{word}",
+            id=f"synthetic-{self.seed}-{split}-{index}-{faint}{where}{word}",
             images=(encode_png(scene.pixels),),
             question=question(word),
-            options=CLASSES,
-            answer="ABCD"[scene.label],
+            options=self.options,
+            answer="ABCDE"[scene.label + self.nothing_visible],
             answer_kind="choice",
             modality="synthetic",
             # With a contrast there is nowhere to zoom in on.

@@ -7,7 +7,7 @@ import dataclasses
 from medvr_jax.inputs.buckets import halvings, two_thirds
 from medvr_jax.rollout.evr import EvrSettings
 
-SHORTEST_CACHE, CACHE_LENGTHS, CROP_COUNTS = 128, 4, 5
+SHORTEST_CACHE, CACHE_LENGTHS, CROP_COUNTS, CROP_SIZES = 128, 4, 5, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,11 +69,12 @@ class RolloutSettings:
 
     @property
     def observation_sizes(self) -> tuple[tuple[int, int], ...]:
-        """(patches of a crop, tokens of an observation) of one call: the largest, and crops of a quarter of it."""
-        small = -(-self.crop_patches // (4 * self.merge_unit)) * self.merge_unit
-        largest = (self.crop_patches, self.observation_length)
-        tokens = self.observation_length - (self.crop_patches - small) // self.merge_unit
-        return (largest,) if small < self.smallest_crop or tokens < 1 else ((small, tokens), largest)
+        """(patches of a crop, tokens of an observation) of one call, ascending: the largest, a half and a quarter of
+        its patches. Of crops larger than the smallest of these at most half is padding."""
+        features = -(-self.smallest_crop // self.merge_unit)
+        sizes = halvings(self.crop_features, smallest=max(features, 1), steps=CROP_SIZES)
+        text = self.observation_length - self.crop_features
+        return tuple((size * self.merge_unit, text + size) for size in sizes if text + size > 0)
 
     @property
     def base_slots(self) -> int:

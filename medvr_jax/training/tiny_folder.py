@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import Qwen2Tokenizer
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-from medvr_jax.datasets.synthetic import CLASSES, FAINT_LEVELS, LESION_WORD, MARKER_WORD, question
+from medvr_jax.datasets.synthetic import CLASSES, FAINT_LEVELS, HABIT_BOXES, LESION_WORD, MARKER_WORD, NOTHING, question
 from medvr_jax.models.config import BackboneConfig, TextConfig, VisionConfig
 from medvr_jax.rollout.tools.window import Window
 from medvr_jax.rollout.tools.zoom import ZoomIn
@@ -73,8 +73,10 @@ CHAT_TEMPLATE = """\
 {{- '<|im_start|>assistant\\n' -}}
 {%- endif -%}
 """
-# What the warm-up policy thinks before it looks: with a zoom nothing much, with a window how bright the lesion is.
+# What the warm-up policy thinks before it looks: with a zoom nothing much, with a habit where it is going to look, with
+# a window how bright the lesion is.
 LOOK_THOUGHTS = ("I look closer.", "I zoom in.")
+SEARCH_PLACE = "spot"  # beside the habit's places: wherever something is to be seen
 LEVEL_WORDS = ("black", "dark", "dim", "grey", "bright", "white")
 # General sentences, so that a user's own text does not fall into single bytes at once.
 _SENTENCES = (
@@ -91,6 +93,11 @@ def level_thought(level: int) -> str:
     return f"It looks {LEVEL_WORDS[level]}."
 
 
+def place_thought(place: str) -> str:
+    """The thought before a zoom on one of the habit's places, or on `SEARCH_PLACE`."""
+    return f"I look closer at the {place}."
+
+
 def seen_thought(text: str) -> str:
     """The thought of the answering turn."""
     return f"It shows {text}."
@@ -98,15 +105,19 @@ def seen_thought(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Speech:
-    """What a policy with one tool says and is told: system prompt, thoughts before a look, an example of a call."""
+    """What a policy with one tool says and is told: system prompt, thoughts before a look, an example of a call, the
+    options of its questions."""
 
     system: str
     thoughts: tuple[str, ...]
     call: str
+    options: tuple[str, ...] = CLASSES
 
 
-ZOOM_SPEECH = Speech(
-    TINY_ZOOM_SYSTEM, LOOK_THOUGHTS, json.dumps({"name": ZoomIn.name, "arguments": {"bbox_2d": [0, 14, 42, 56]}})
+_ZOOM_CALL = json.dumps({"name": ZoomIn.name, "arguments": {"bbox_2d": [0, 14, 42, 56]}})
+ZOOM_SPEECH = Speech(TINY_ZOOM_SYSTEM, LOOK_THOUGHTS, _ZOOM_CALL)
+HABIT_SPEECH = Speech(
+    TINY_ZOOM_SYSTEM, tuple(map(place_thought, (*HABIT_BOXES, SEARCH_PLACE))), _ZOOM_CALL, (NOTHING, *CLASSES[:3])
 )
 WINDOW_SPEECH = Speech(
     TINY_WINDOW_SYSTEM,
@@ -206,11 +217,11 @@ def _corpus(speech: Speech) -> Iterator[str]:
         speech.system,
         TINY_DIRECT_SYSTEM,
         *(question(word) for word in (LESION_WORD, MARKER_WORD)),
-        *(f"\n{letter}. {text}" for letter, text in zip("ABCD", CLASSES, strict=True)),
+        *(f"\n{letter}. {text}" for letter, text in zip("ABCD", speech.options, strict=True)),
         *(f"<think>{thought}</think>\n{speech.call}" for thought in speech.thoughts),
         *(
             f"<think>{seen_thought(text)}</think><answer>{letter}</answer>"
-            for letter, text in zip("ABCD", CLASSES, strict=True)
+            for letter, text in zip("ABCD", speech.options, strict=True)
         ),
     ]
     for _ in range(8):

@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from medvr_jax.models.weights import save_backbone
-from medvr_jax.training.tiny_folder import WINDOW_SPEECH, ZOOM_SPEECH, write_tiny_folder
+from medvr_jax.training.tiny_folder import HABIT_SPEECH, WINDOW_SPEECH, ZOOM_SPEECH, write_tiny_folder
+from medvr_jax.training.warmup_habit import HabitTrainer
 from medvr_jax.training.warmup_window import WindowTrainer
 from medvr_jax.training.warmup_zoom import ZoomTrainer
 
-TRAINERS = {"size": (ZOOM_SPEECH, ZoomTrainer), "contrast": (WINDOW_SPEECH, WindowTrainer)}
+TRAINERS = {
+    "zoom": (ZOOM_SPEECH, ZoomTrainer),
+    "window": (WINDOW_SPEECH, WindowTrainer),
+    "habit": (HABIT_SPEECH, HabitTrainer),
+}
 
 
 def run_warmup(config: Any, workdir: str | Path) -> None:
-    """Trains from random parameters, for the tool that data.synthetic.hidden_by asks for, and writes WORKDIR/export, a
-    whole Hugging Face folder."""
+    """Trains the policy that warmup.policy names, from random parameters, and writes WORKDIR/export, a whole Hugging
+    Face folder."""
     settings, folder = config.warmup, Path(workdir) / "export"
-    speech, trainer = TRAINERS[config.data.synthetic.hidden_by]
+    speech, trainer = TRAINERS[settings.policy]
     backbone_config = write_tiny_folder(
         folder,
         speech,

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
 
 from medvr_jax.evaluation.grounding import hit
 from medvr_jax.inputs.boxes import Box, check_zoom_box, normalise_box
@@ -60,25 +61,42 @@ class BoxRowMaker(RowMaker):
         super().__init__(encoder, answer_weight=answer_weight)
         self.lattice, self._random_box_weight = lattice, random_box_weight
 
+    def hitting_box(self, true: Box, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """One of the boxes that hit the normalised box."""
+        hitting = self.lattice.hitting(true)
+        return hitting[rng.integers(len(hitting))]
+
     def zoom(self, prompt: Prompt, rng: np.random.Generator, *, on_lesion: bool) -> Row:
         """Zoom and answer. A box on the lesion carries no loss; a random box does, and misses more often than not."""
-        example = prompt.example
-        hitting = self.lattice.hitting(example.boxes[0])
-        box = hitting[rng.integers(len(hitting))] if on_lesion else self.lattice.random(rng)
-        call = self._zoom(box, rng, weight=0.0 if on_lesion else 1.0, box_weight=self._random_box_weight)
-        image = prompt.images[0]
-        zoom = check_zoom_box(list(box), image.resized_size, image.original_size)
-        crop = load_image(example.images[0]).crop(zoom.original)
-        return self.look(prompt, call, crop, answer_weight=self._answer_weight if on_lesion else 1.0)
+        if on_lesion:
+            call, crop = self._seen_in(prompt, self.hitting_box(prompt.example.boxes[0], rng), rng, weight=0.0)
+            return self.look(prompt, call, crop, answer_weight=self._answer_weight)
+        call, crop = self._seen_in(prompt, self.lattice.random(rng), rng, weight=1.0)
+        return self.look(prompt, call, crop, answer_weight=1.0)
 
     def point(self, prompt: Prompt, rng: np.random.Generator, box_weight: float) -> Row:
         """The first turn alone, its box on what the prompt asks for: only for markers."""
         box = self.lattice.nearest(prompt.example.boxes[0])
-        return self._row(prompt, *self._zoom(box, rng, weight=1.0, box_weight=box_weight))
+        return self._row(prompt, *self._zoom(box, self._thought(rng), weight=1.0, box_weight=box_weight))
+
+    def _thought(self, rng: np.random.Generator) -> str:
+        return LOOK_THOUGHTS[rng.integers(len(LOOK_THOUGHTS))]
+
+    def _seen_in(
+        self, prompt: Prompt, box: Sequence[int], rng: np.random.Generator, *, weight: float
+    ) -> tuple[tuple[np.ndarray, np.ndarray], Image.Image]:
+        """The first turn with this box, and the crop that comes back."""
+        call = self._zoom(box, self._thought(rng), weight=weight, box_weight=self._random_box_weight)
+        return call, self.crop(prompt, box)
+
+    def crop(self, prompt: Prompt, box: Sequence[int]) -> Image.Image:
+        """What the tool returns for the box."""
+        image = prompt.images[0]
+        zoom = check_zoom_box(list(box), image.resized_size, image.original_size)
+        return load_image(prompt.example.images[0]).crop(zoom.original)
 
     def _zoom(
-        self, box: Sequence[int], rng: np.random.Generator, *, weight: float, box_weight: float
+        self, box: Sequence[int], thought: str, *, weight: float, box_weight: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        thought = LOOK_THOUGHTS[rng.integers(len(LOOK_THOUGHTS))]
         opening = f'<think>{thought}</think><tool_call>{{"name": "{ZoomIn.name}", "arguments": {{"bbox_2d": ['
         return self._call(opening, ", ".join(map(str, box)), weight=weight, argument_weight=box_weight)

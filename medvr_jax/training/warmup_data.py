@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from medvr_jax.datasets.example import Example
-from medvr_jax.datasets.synthetic import CLASSES
+from medvr_jax.datasets.synthetic import NOTHING
 from medvr_jax.inputs.batches import PromptBatch, batch_prompts
 from medvr_jax.inputs.chat import Encoder, Prompt, encode_observation, encode_prompt
 from medvr_jax.inputs.images import PreparedImage, pack_images
@@ -64,9 +64,13 @@ class RowMaker:
         return encode_prompt(example, self.encoder)
 
     def direct(self, prompt: Prompt, rng: np.random.Generator) -> Row:
-        """An answer without a look, at random: the overview is not to be read."""
-        letter = "ABCD"[rng.integers(len(CLASSES))]
-        return self._row(prompt, *self._answer(letter, weight=1.0))
+        """An answer without a look, at random among the classes: the overview is not to be read."""
+        return self._row(prompt, *self._answer(prompt.example, self._guess(prompt.example, rng), weight=1.0))
+
+    def _guess(self, example: Example, rng: np.random.Generator) -> str:
+        """A class's letter; that nothing is visible is no guess."""
+        first = int(example.options[0] == NOTHING)
+        return "ABCD"[first + rng.integers(len(example.options) - first)]
 
     def look(
         self,
@@ -75,10 +79,12 @@ class RowMaker:
         image: Image.Image,
         *,
         answer_weight: float,
+        letter: str = "",
     ) -> Row:
-        """A first turn's tokens and weights, the image that comes back, and the true answer."""
+        """A first turn's tokens and weights, the image that comes back, and the answer: by default the true one."""
         tokens, weights = call
-        answer, answer_weights = self._answer(prompt.example.answer, weight=answer_weight)
+        letter = letter or prompt.example.answer
+        answer, answer_weights = self._answer(prompt.example, letter, weight=answer_weight)
         seen = encode_observation(self.encoder, prompt.next_position + len(tokens), crop=image)
         silent = np.zeros(len(seen.token_ids), np.float32)
         return self._row(
@@ -102,8 +108,8 @@ class RowMaker:
         weights[len(parts[0]) : len(parts[0]) + len(parts[1])] *= argument_weight
         return np.asarray(whole, np.int32), weights
 
-    def _answer(self, letter: str, *, weight: float) -> tuple[np.ndarray, np.ndarray]:
-        name = CLASSES["ABCD".index(letter)]
+    def _answer(self, example: Example, letter: str, *, weight: float) -> tuple[np.ndarray, np.ndarray]:
+        name = example.options["ABCD".index(letter)]
         whole = self._tokens(f"<think>{seen_thought(name)}</think><answer>{letter}</answer><|im_end|>")
         naming = {self._tokens(f" {name}")[0], self._tokens(f">{letter}")[0]}
         return np.asarray(whole, np.int32), np.array([weight if t in naming else 1.0 for t in whole], np.float32)

@@ -78,7 +78,7 @@ class ZoomTrainer(WarmupTrainer):
         settings = self.settings
         # Asked for the lesion where there is only a marker: it is the word that decides, not the picture.
         decoys = [
-            self.zoomer.prompt(dataclasses.replace(prompt.example, question=question(LESION_WORD)))
+            self.zoomer.prompt(dataclasses.replace(prompt.example, question=question(LESION_WORD), boxes=()))
             for prompt in self.markers[: settings.pool // 4]
         ]
 
@@ -101,8 +101,7 @@ class ZoomTrainer(WarmupTrainer):
         """A readable crop (the lesion is in the box) and its class."""
         scene = self.task.scene("warmup", index)
         side = scene.pixels.shape[0]
-        boxes = self.zoomer.lattice.hitting(tuple(v / side for v in scene.box))
-        box = boxes[self.rng.integers(len(boxes))]
+        box = self.zoomer.hitting_box(tuple(v / side for v in scene.box), self.rng)
         zoom = check_zoom_box(list(box), (OVERVIEW, OVERVIEW), (side, side))
         encoder = self.zoomer.encoder
         crop = Image.fromarray(scene.pixels).crop(zoom.original).convert("RGB")

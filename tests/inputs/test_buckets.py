@@ -60,3 +60,17 @@ def test_tokens_and_crops_of_an_update(shape: dict[str, int]) -> None:
         # A size is rounded up: one more may be padding than a third.
         for kind in (tokens, crops):
             assert all(size - below <= size / 3 + 1 for below, size in zip(kind, kind[1:], strict=False))
+
+
+@pytest.mark.parametrize(("patches", "tokens"), [(2048, 640), (64, 48), (100, 60), (2048, 200)])
+def test_crops_of_a_turn(patches: int, tokens: int) -> None:
+    """Each size leaves the observation's text as much room as the largest does."""
+    rollout = settings(crop_patches=patches, observation_length=tokens)
+    sizes = rollout.observation_sizes
+    assert sizes[-1] == (patches, tokens) and len(sizes) <= 3
+    assert {room - size // 4 for size, room in sizes} == {tokens - patches // 4}
+    assert worst(tuple(size // 4 for size, _ in sizes)) < 1 / 2 and all(room > 0 for _, room in sizes)
+
+
+def test_crops_of_one_size_need_one_program() -> None:
+    assert settings(crop_patches=64, smallest_crop=64, observation_length=48).observation_sizes == ((64, 48),)
