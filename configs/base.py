@@ -129,8 +129,7 @@ def get_config() -> ConfigDict:
     rewards.minimum_correct = 1  # consensus: with fewer right trajectories in the group, nobody gets `high`
     rewards.minimum_agreement = 0.0  # consensus: nor where a smaller share of those who looked are above eta; 0 = off
     rewards.soft_iou = False  # consensus: R_tool = low + (high - low) IoU, without a step at eta
-    # consensus: > 0: masks below this side (their area's root, 1 = the image's) need eta only in proportion; 0 = off
-    rewards.eta_side = 0.0
+    rewards.eta_side = 0.0  # consensus: masks of a smaller side (1 = the image's) need eta only in proportion; 0 = off
 
     grpo = config.grpo = section()
     grpo.clip_low = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
