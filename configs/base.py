@@ -106,8 +106,10 @@ def get_config() -> ConfigDict:
     evr = config.evr = section()  # entropy-guided visual regrounding
     evr.enabled = True  # off: all M trajectories are sampled from the prompt
     evr.p_base = 0.5  # P = P_base + gamma (H_tool - H_base)
-    evr.gamma = 0.5  # 0 = random forks
+    evr.gamma = 0.5  # 0 = P_base for every eligible box
     evr.threshold = 0.0  # a fork needs H_tool - H_base above this
+    evr.gate = "entropy"  # entropy (by the threshold) | random (every box is eligible, P = P_base: the control)
+    evr.position = "first"  # first | uncertain (the highest entropy): the coordinate token at which forks begin
     evr.base_tokens = 20  # H_base: mean entropy of at most this many first sampled tokens
     evr.window = 20  # H_tool: mean entropy of at most this many last coordinate tokens
     evr.entropy_unit = "nats"  # nats | log_vocabulary (divided by log V)
@@ -129,6 +131,9 @@ def get_config() -> ConfigDict:
     rewards.high = 1.0  # R_tool above eta; conditional and unconditional pay this too
     rewards.low = 0.5  # R_tool otherwise
     rewards.minimum_correct = 1  # consensus: with fewer right trajectories in the group, nobody gets `high`
+    rewards.minimum_agreement = 0.0  # consensus: nor where a smaller share of those who looked are above eta; 0 = off
+    rewards.soft_iou = False  # consensus: R_tool = low + (high - low) IoU, without a step at eta
+    rewards.eta_side = 0.0  # consensus: masks of a smaller side (1 = the image's) need eta only in proportion; 0 = off
 
     grpo = config.grpo = section()
     grpo.clip_low = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]

@@ -252,6 +252,8 @@ def _evr(config: Any, backbone: BackboneConfig) -> EvrSettings:
         entropy_scale=scale,
         repeated=evr.spending == "repeated",
         max_passes=evr.max_passes,
+        gate=evr.gate,
+        position=evr.position,
     )
 
 

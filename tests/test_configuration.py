@@ -130,6 +130,11 @@ def test_overrides_have_the_type_of_their_field(model_folder: Path) -> None:
         ("rollout.tools", "windowing", "rollout.tools: found 'windowing', allowed are image_zoom_in_tool"),
         ("data.synthetic.hidden_by", "depth", "data.synthetic.hidden_by: found 'depth', allowed are size, contrast"),
         ("rewards.tool", "cca", "rewards.tool: found 'cca', allowed are consensus, conditional"),
+        ("evr.gate", "chance", "evr.gate: found 'chance', allowed are entropy, random"),
+        ("evr.position", "last", "evr.position: found 'last', allowed are first, uncertain"),
+        ("rewards.minimum_agreement", "1.5", "rewards.minimum_agreement: found 1.5, allowed is 0 to 1"),
+        ("rewards.eta_side", "-1", "rewards.eta_side: found -1.0, allowed is 0 to 1"),
+        ("rewards.soft_iou", "yes", "rewards.soft_iou: found 'yes', allowed is true or false"),
     ],
 )
 def test_wrong_overrides_are_named(name: str, text: str, message: str, model_folder: Path) -> None:

@@ -87,7 +87,7 @@ def _malformed(rows: Sequence[Row], fields: Fields) -> str:
 
 def _hacked_reward(rows: Sequence[Row], fields: Fields) -> str:
     reward = quarters(rows, "reward/total")
-    accuracy = quarters(rows, "eval/accuracy") or quarters(rows, "rollout/right_rate")
+    accuracy = quarters(rows, "eval/accuracy") or quarters(rows, "base/right_rate")
     if not reward or not accuracy:
         return ""
     if reward[1] - reward[0] < _HIGHER_REWARD or accuracy[0] - accuracy[1] < _LOWER_ACCURACY:

@@ -33,12 +33,15 @@ class ConsensusResult(NamedTuple):
 
     reward: [B, M] float32, R_tool; 0 for wrong answers and for trajectories without a valid box.
     iou: [B, M] float32, overlap of the trajectory's mask with its group's consensus; 0 if either is empty.
+    agreement: [B] float32, share of the correct trajectories that zoomed whose overlap is above their eta, an estimate
+        of how many of them looked at the right place; 0 if there are none.
     consensus: [B, R, R] bool, rows are y and columns are x.
     counts: [B, R, R] int32, how many correct trajectories looked at each pixel.
     """
 
     reward: jax.Array
     iou: jax.Array
+    agreement: jax.Array
     consensus: jax.Array
     counts: jax.Array
 
@@ -221,36 +224,55 @@ def tool_reward(
     low: float = 0.5,
     resolution: int = 64,
     minimum_correct: int = 1,
+    minimum_agreement: float = 0.0,
+    soft_iou: bool = False,
+    eta_side: float = 0.0,
 ) -> ConsensusResult:
     """R_tool of every trajectory: boxes [B, M, Z, 4], valid [B, M, Z], correct [B, M].
 
     A correct trajectory that zoomed earns `high` if its mask overlaps the consensus with IoU > `eta`, else `low`; also
     `low` if the consensus is empty, or if fewer than `minimum_correct` trajectories of its group are correct.
+
+    minimum_agreement: `low` also where the group's agreement is smaller.
+    soft_iou: what is earned rises with the IoU from `low` to `high`, instead of the step at `eta`.
+    eta_side: > 0: a mask smaller than a square of this normalised side needs less, see `eta_by_size`.
     """
     correct = correct.astype(bool)
-    iou, agreed, masks = _in_parts(functools.partial(_overlaps, resolution=resolution), boxes, valid, correct)
-    trusted = jnp.sum(correct, axis=-1, keepdims=True, dtype=jnp.int32) >= minimum_correct
-    zoomed = usable_boxes(boxes, valid).any(-1)
-    reward = jnp.where((iou > eta) & trusted, high, low)
-    reward = jnp.where(correct & zoomed, reward, 0.0).astype(jnp.float32)
-    return ConsensusResult(reward, iou, unpack(agreed), _counts(masks, correct.T))
+    iou, size, agreed, masks = _in_parts(functools.partial(_overlaps, resolution=resolution), boxes, valid, correct)
+    agrees = iou > (eta_by_size(size / resolution**2, eta, eta_side) if eta_side else eta)
+    looked = correct & usable_boxes(boxes, valid).any(-1)
+    agreement = agreeing_share(agrees, looked)
+    trusted = jnp.sum(correct, axis=-1, dtype=jnp.int32) >= minimum_correct
+    trusted &= agreement >= minimum_agreement
+    earned = low + (high - low) * iou if soft_iou else jnp.where(agrees, high, low)
+    reward = jnp.where(looked, jnp.where(trusted[:, None], earned, low), 0.0).astype(jnp.float32)
+    return ConsensusResult(reward, iou, agreement, unpack(agreed), _counts(masks, correct.T))
 
 
-def _overlaps(
-    boxes: jax.Array, valid: jax.Array, correct: jax.Array, resolution: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """IoU [B, M] of each mask with its consensus, and both packed: [W, R, B] and [W, R, M, B]."""
+def agreeing_share(agrees: jax.Array, looked: jax.Array) -> jax.Array:
+    """Share of those who looked that agree: [B, M], [B, M] bool -> [B] float32; 0 where nobody looked."""
+    agreeing, lookers = (jnp.sum(x, axis=-1, dtype=jnp.float32) for x in (agrees & looked, looked))
+    return agreeing / jnp.maximum(lookers, 1.0)
+
+
+def eta_by_size(area: jax.Array, eta: float, side: float) -> jax.Array:
+    """`eta * min(1, sqrt(area) / side)` for masks of these normalised areas: one lattice step costs a small box more of
+    its overlap than a large one."""
+    return eta * jnp.minimum(1.0, jnp.sqrt(area) / side)
+
+
+def _overlaps(boxes: jax.Array, valid: jax.Array, correct: jax.Array, resolution: int) -> tuple[jax.Array, ...]:
+    """IoU [B, M] of each mask with its consensus, its pixels [B, M], and both packed: [W, R, B] and [W, R, M, B]."""
     # Groups last: neighbours in memory are then the same pixels of neighbouring groups.
     masks = rasterise_packed(jnp.transpose(boxes, (3, 2, 1, 0)), jnp.transpose(valid, (2, 1, 0)), resolution)
     agreed = _if_any(correct, _majority, masks, correct.T)
     shared = _pixels(masks & agreed[:, :, None]).T
-    joined = _pixels(masks).T + _pixels(agreed)[:, None] - shared
-    return shared / jnp.maximum(joined, 1.0), agreed, masks
+    own = _pixels(masks).T
+    joined = own + _pixels(agreed)[:, None] - shared
+    return shared / jnp.maximum(joined, 1.0), own, agreed, masks
 
 
-def _in_parts(
-    function: Callable[..., tuple[jax.Array, jax.Array, jax.Array]], *arrays: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _in_parts(function: Callable[..., tuple[jax.Array, ...]], *arrays: jax.Array) -> tuple[jax.Array, ...]:
     """`_overlaps` of many groups, `_GROUPS_AT_ONCE` at a time: their masks stay in a core's cache."""
     groups = arrays[0].shape[0]
     if groups <= _GROUPS_AT_ONCE:
@@ -267,5 +289,5 @@ def _in_parts(
         x = jnp.moveaxis(x, 0, -2)
         return x.reshape(*x.shape[:-2], -1)[..., :groups]
 
-    iou, agreed, masks = jax.lax.map(lambda part: function(*part), tuple(cut(x) for x in arrays))
-    return iou.reshape(-1, iou.shape[-1])[:groups], joined(agreed), joined(masks)
+    iou, own, agreed, masks = jax.lax.map(lambda part: function(*part), tuple(cut(x) for x in arrays))
+    return *(x.reshape(-1, x.shape[-1])[:groups] for x in (iou, own)), joined(agreed), joined(masks)

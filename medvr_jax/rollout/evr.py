@@ -2,6 +2,7 @@
 
 Pure functions of arrays; the sampling loop (`loop.py`) holds the state they work on. In symbols:
 `Delta H = H_tool - H_base`; a trajectory with `Delta H` above the threshold forks with `P = P_base + gamma * Delta H`.
+The control `random` forks whoever closes a box with `P = P_base`, whatever its entropies.
 """
 
 from __future__ import annotations
@@ -19,13 +20,16 @@ class EvrSettings:
 
     Attributes:
         p_base: P_base, probability of a fork at Delta H = 0, in [0, 1].
-        gamma: weight of Delta H in P, >= 0.
-        threshold: a fork needs Delta H above this, in the unit of the entropy.
+        gamma: weight of Delta H in P, >= 0; not used by the gate "random".
+        threshold: a fork needs Delta H above this, in the unit of the entropy; likewise.
         base_tokens: H_base is the mean over this many first sampled tokens of the trajectory.
         window: H_tool is the mean over at most this many last coordinate tokens.
         entropy_scale: entropies are multiplied by this: 1 for nats, 1 / log V for the normalised unit.
         repeated: whether eligible base trajectories are asked again until the fork budget is used.
         max_passes: repeated asks stop after this many passes; what is left becomes fresh trajectories.
+        gate: "entropy", as above, or "random": every closed box is eligible, and P is P_base.
+        position: where a fork begins: at the "first" coordinate token of the box, or at the most "uncertain" one, which
+            has the highest entropy (the first of equals); what stands before it is kept.
     """
 
     p_base: float = 0.5
@@ -36,6 +40,16 @@ class EvrSettings:
     entropy_scale: float = 1.0
     repeated: bool = True
     max_passes: int = 8
+    gate: str = "entropy"
+    position: str = "first"
+
+    def eligible(self, delta_h: jax.Array) -> jax.Array:
+        """Whether a box with this Delta H may be forked at all: bool, same shape."""
+        return jnp.ones(delta_h.shape, bool) if self.gate == "random" else delta_h > self.threshold
+
+    def probability(self, delta_h: jax.Array) -> jax.Array:
+        """P of an eligible box, same shape as `delta_h`."""
+        return fork_probability(delta_h, self.p_base, 0.0 if self.gate == "random" else self.gamma)
 
 
 def fork_probability(delta_h: jax.Array, p_base: float, gamma: float) -> jax.Array:

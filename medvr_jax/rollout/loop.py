@@ -77,7 +77,7 @@ class Pause(NamedTuple):
 
 class Asks(NamedTuple):
     """Fork decisions of one step, `[B, M]` each: `decided` rows closed a box or are looked at again, `eligible` are
-    those with Delta H above the threshold; `position` is the first coordinate slot, `passes` the pass (0 = at closing).
+    those that may be forked; `position` is the slot at which a fork would begin, `passes` the pass (0 = at closing).
     """
 
     decided: jax.Array
@@ -247,7 +247,12 @@ def track_coordinates(
     base_count = forks.base_count + in_base
 
     closes = active & forks.in_list & tables.closes_list[token]
-    window, window_count = evr.push(forks.window, forks.window_count, value, active & forks.in_list & ~closes)
+    coordinate = active & forks.in_list & ~closes
+    window, window_count = evr.push(forks.window, forks.window_count, value, coordinate)
+    fork_start, highest = forks.fork_start, forks.highest
+    if settings.evr.position == "uncertain":
+        higher = coordinate & (value > highest)
+        fork_start, highest = jnp.where(higher, slot, fork_start), jnp.where(higher, value, highest)
     opens = (
         active & forks.in_call & ~forks.in_list & ~forks.list_done
         & tables.opens_list[token] & ~tables.closes_list[token]
@@ -259,8 +264,8 @@ def track_coordinates(
     h_base = base_sum / jnp.maximum(base_count, 1)
     h_tool = evr.window_mean(window, window_count)
     decided = closes & is_base & (window_count > 0)
-    eligible = decided & (h_tool - h_base > settings.evr.threshold)
-    asks = Asks(decided, eligible, forks.list_start, jnp.zeros_like(forks.list_start), h_base, h_tool)
+    eligible = decided & settings.evr.eligible(h_tool - h_base)
+    asks = Asks(decided, eligible, fork_start, jnp.zeros_like(fork_start), h_base, h_tool)
 
     return dataclasses.replace(
         forks,
@@ -269,11 +274,12 @@ def track_coordinates(
         in_call=(forks.in_call | call_opens) & ~call_ends,
         in_list=(forks.in_list | opens) & ~closes & ~call_ends,
         list_done=(forks.list_done | closes) & ~call_opens & ~call_ends,
-        list_start=jnp.where(opens, slot + 1, forks.list_start),
+        fork_start=jnp.where(opens, slot + 1, fork_start),
+        highest=jnp.where(opens, -jnp.inf, highest),
         window=window,
         window_count=jnp.where(opens, 0, window_count),
         eligible=jnp.where(decided, eligible, forks.eligible),
-        eligible_start=jnp.where(decided, forks.list_start, forks.eligible_start),
+        eligible_start=jnp.where(decided, fork_start, forks.eligible_start),
         eligible_h_base=jnp.where(decided, h_base, forks.eligible_h_base),
         eligible_h_tool=jnp.where(decided, h_tool, forks.eligible_h_tool),
     ), asks
@@ -322,7 +328,7 @@ def spend_fork_budget(state: RolloutState, asks: Asks, keys: jax.Array, settings
 def _grant(state: RolloutState, asks: Asks, keys: jax.Array, settings: evr.EvrSettings) -> RolloutState:
     """Draws u for each eligible row: it asks for a fork where u < P, and gets a free slot. Writes the record."""
     delta_h = asks.h_tool - asks.h_base
-    probability = evr.fork_probability(delta_h, settings.p_base, settings.gamma)
+    probability = settings.probability(delta_h)
     uniform = sampling.slot_uniforms(keys, asks.position, asks.passes)
     asked = asks.eligible & (uniform < probability)
     assignment = evr.assign_slots(asked, state.status == EMPTY)

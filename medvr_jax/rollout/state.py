@@ -33,11 +33,12 @@ class ForkState:
         in_call: `[B, M]` bool, inside a tool call.
         in_list: `[B, M]` bool, inside the coordinate list of that call.
         list_done: `[B, M]` bool, this call's first list has been closed.
-        list_start: `[B, M]` int32, response slot of the first coordinate token of the latest list.
+        fork_start: `[B, M]` int32, response slot of the latest list's coordinate token at which a fork would begin.
+        highest: `[B, M]` float32, entropy of that token where the most uncertain one is looked for, else -inf.
         window: `[B, M, w]` float32, ring of the last entropies inside the coordinates.
         window_count: `[B, M]` int32, entropies put into the ring since the list opened.
-        eligible: `[B, M]` bool, base trajectories whose latest box had Delta H above the threshold.
-        eligible_start: `[B, M]` int32, first coordinate slot of that box.
+        eligible: `[B, M]` bool, base trajectories whose latest box may be forked.
+        eligible_start: `[B, M]` int32, the slot at which a fork of that box begins.
         eligible_h_base, eligible_h_tool: `[B, M]` float32, the entropies of that box.
         passes: `[B]` int32, passes made over the eligible trajectories after the base set's first turn.
         settled: `[B]` bool, the fork budget is spent or given to fresh trajectories.
@@ -50,7 +51,8 @@ class ForkState:
     in_call: jax.Array
     in_list: jax.Array
     list_done: jax.Array
-    list_start: jax.Array
+    fork_start: jax.Array
+    highest: jax.Array
     window: jax.Array
     window_count: jax.Array
     eligible: jax.Array
@@ -113,7 +115,8 @@ def initial_fork_state(groups: int, slots: int, window: int, records: int) -> Fo
     counts = jnp.zeros((groups, slots), jnp.int32)
     flags = jnp.zeros((groups, slots), bool)
     return ForkState(
-        base_sum=zeros, base_count=counts, in_call=flags, in_list=flags, list_done=flags, list_start=counts,
+        base_sum=zeros, base_count=counts, in_call=flags, in_list=flags, list_done=flags,
+        fork_start=counts, highest=jnp.full_like(zeros, -jnp.inf),
         window=jnp.zeros((groups, slots, window), jnp.float32), window_count=counts,
         eligible=flags, eligible_start=counts, eligible_h_base=zeros, eligible_h_tool=zeros,
         passes=jnp.zeros((groups,), jnp.int32), settled=jnp.zeros((groups,), bool),

@@ -205,7 +205,7 @@ def write_step_rollouts(workdir: Path, trainer: Trainer, outcome: Step, step: in
 
 def describe(row: dict[str, Any]) -> str:
     """What the progress line says of a step."""
-    text = f"reward {row['reward/total']:.2f}, right {row['rollout/right_rate']:.2f}"
+    text = f"reward {row['reward/total']:.2f}, right {row['base/right_rate']:.2f}"
     text += f", looked {row['rollout/tool_rate']:.2f}, forks {row['rollout/forks_granted']:.0f}"
     return f"{text} | {held_out(row)}" if "eval/accuracy" in row else text
 

@@ -9,9 +9,11 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from medvr_jax.evaluation.grounding import any_hit
 from medvr_jax.inputs.boxes import Size, scale_box
 from medvr_jax.inputs.tokenizer import token_pieces
 from medvr_jax.models.config import VisionConfig
+from medvr_jax.reports.agreement import union
 from medvr_jax.reports.pictures import tool_picture
 from medvr_jax.rollout.tools import parse_tool_call
 from medvr_jax.rollout.trajectories import Rollout, Trajectory
@@ -130,21 +132,24 @@ def _rounded(values: np.ndarray) -> list[float]:
 
 
 def trajectory_facts(rollout: Rollout, rewards: Rewards) -> dict[str, np.ndarray]:
-    """What the figures of a step are made of: `[B, M]` arrays; `entropy [B, M, T]`; `asked`, `has_spread` `[B]`."""
+    """What the figures of a step are made of: `[B, M]` arrays; `entropy [B, M, T]`; `[B]` for what is of groups."""
 
     def each(fact: Callable[[Trajectory], Any]) -> np.ndarray:
         return np.array([[fact(trajectory) for trajectory in group] for group in rollout.trajectories])
 
-    names = ("accuracy", "format", "tool", "total", "iou", "has_spread", "correct", "well_formed")
-    return {name: np.asarray(jax.device_get(getattr(rewards, name))) for name in names} | {
+    found: Rewards = jax.device_get(rewards)
+    names = ("accuracy", "format", "tool", "total", "iou", "has_spread", "correct", "well_formed", "agreement")
+    facts = {name: np.asarray(getattr(found, name)) for name in names} | {
         "called": each(lambda t: sum(turn.called for turn in t.turns)),
         "images": each(lambda t: t.images),
+        "zoomed": each(lambda t: bool(t.zooms)),
         "ended": each(lambda t: t.ended),
         "origin": each(lambda t: t.origin),
         "asked": np.array([sum(decision["asked"] for decision in group) for group in rollout.decisions], np.int64),
         "sampled": rollout.host.sampled.sum(-1),
         "entropy": rollout.host.entropy,
     }
+    return facts | _audit_facts(rollout, found.consensus)
 
 
 def work_facts(rollout: Rollout, vision: VisionConfig) -> dict[str, np.ndarray]:
@@ -161,13 +166,12 @@ def work_facts(rollout: Rollout, vision: VisionConfig) -> dict[str, np.ndarray]:
 
 
 def rollout_metrics(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The step's figures under the names that `metrics.jsonl` uses: reward/* and rollout/*."""
+    """The step's figures under the names that `metrics.jsonl` uses: reward/*, rollout/*, base/*, fork/* and audit/*."""
     called, sampled, origin, ended = facts["called"], facts["sampled"], facts["origin"], facts["ended"]
     correct = facts["correct"]
-    return {
+    figures = {
         "reward/total": float(facts["total"].mean()),
         "reward/accuracy": float(facts["accuracy"].mean()),
-        "reward/accuracy_base": float(facts["accuracy"][origin == "base"].mean()),
         "reward/format": float(facts["format"].mean()),
         "reward/tool": float(facts["tool"].mean()),
         "reward/consensus_iou": float(facts["iou"][correct].mean()) if correct.any() else 0.0,
@@ -184,3 +188,64 @@ def rollout_metrics(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
         "rollout/sampled_tokens_max": float(sampled.max()),
         "rollout/entropy": float(facts["entropy"].sum() / max(sampled.sum(), 1)),
     }
+    return figures | _by_origin(facts, "base") | _by_origin(facts, "fork") | _purity(facts) | _audits(facts)
+
+
+def _by_origin(facts: Mapping[str, np.ndarray], origin: str) -> dict[str, float]:
+    """The figures of the trajectories of one origin as base/* or fork/*, none where there are none.
+
+    Forks are drawn where the policy is uncertain: figures of all trajectories are not those of the policy.
+    """
+    chosen = facts["origin"] == origin
+    if not chosen.any():
+        return {}
+    values = {
+        "right_rate": facts["correct"],
+        "format_rate": facts["well_formed"],
+        "tool_rate": facts["called"] > 0,
+        "reward_total": facts["total"],
+        "reward_tool": facts["tool"],
+        "sampled_tokens": facts["sampled"],
+    }
+    figures = {f"{origin}/{name}": float(value[chosen].mean()) for name, value in values.items()}
+    audited = chosen & facts["known"][:, None]
+    return figures | ({f"{origin}/hit_rate": float(facts["hit"][audited].mean())} if audited.any() else {})
+
+
+def _purity(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How pure the right trajectories that zoomed seem to be: one alone always agrees, so groups with two or more."""
+    groups = (facts["correct"] & facts["zoomed"]).sum(1) >= 2
+    return {"reward/purity": float(facts["agreement"][groups].mean())} if groups.any() else {}
+
+
+def _audit_facts(rollout: Rollout, consensus: np.ndarray) -> dict[str, np.ndarray]:
+    """Zooms and `consensus [B, R, R]` against the true boxes: `hit [B, M]`, the others `[B]`. Audits, never rewards."""
+    true = [prompt.example.boxes for prompt in rollout.prompts]
+    hit = [
+        [any_hit([zoom.normalised for zoom in trajectory.zooms], boxes) for trajectory in group]
+        for boxes, group in zip(true, rollout.trajectories, strict=True)
+    ]
+    masks = np.stack([union(boxes, consensus.shape[-1]) for boxes in true])
+    shared, joined, area = (x.sum((1, 2)) for x in (consensus & masks, consensus | masks, masks))
+    return {
+        "known": area > 0,
+        "hit": np.array(hit),
+        "agreed": consensus.any((1, 2)),
+        "agreed_iou": shared / np.maximum(joined, 1),
+        "agreed_cover": shared / np.maximum(area, 1),
+    }
+
+
+def _audits(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """audit/*: of the groups whose true boxes are known."""
+    known, figures = facts["known"], {}
+    if known.any():
+        figures["audit/hit_rate"] = float(facts["hit"][known].mean())
+    looked = facts["correct"] & facts["zoomed"] & known[:, None]
+    if looked.any():
+        figures["audit/purity"] = float(facts["hit"][looked].mean())
+    agreed = facts["agreed"] & known
+    if agreed.any():
+        figures["audit/consensus_iou"] = float(facts["agreed_iou"][agreed].mean())
+        figures["audit/consensus_elsewhere"] = float((facts["agreed_cover"][agreed] < 0.5).mean())
+    return figures

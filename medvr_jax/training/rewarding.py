@@ -34,15 +34,20 @@ class RewardSettings:
     high: float
     low: float
     minimum_correct: int
+    minimum_agreement: float
+    soft_iou: bool
+    eta_side: float
     std_threshold: float
     normalise_by_std: bool
 
 
 class Rewards(NamedTuple):
-    """Rewards of a rollout: `[B, M]` float32 each, `correct` and `well_formed` `[B, M]` bool, `has_spread [B]` bool.
+    """Rewards of a rollout: `[B, M]` float32 each, `correct` and `well_formed` `[B, M]` bool, `has_spread [B]` bool,
+    `agreement [B]` float32, `consensus [B, R, R]` bool.
 
     `accuracy` may be a part of 1 under a scheme that pays parts; `correct` is where it is whole. `tool` is R_tool as it
-    enters the total, before its weight; `iou` the overlap with the group's consensus.
+    enters the total, before its weight; `iou` the overlap with the group's `consensus`, and `agreement` the share
+    of its right trajectories that looked at a region for whom that is enough.
     """
 
     accuracy: jax.Array
@@ -54,6 +59,8 @@ class Rewards(NamedTuple):
     has_spread: jax.Array
     correct: jax.Array
     well_formed: jax.Array
+    agreement: jax.Array
+    consensus: jax.Array
 
 
 def prediction(trajectory: Trajectory) -> str | None:
@@ -139,6 +146,9 @@ def combine(
         low=settings.low,
         resolution=settings.raster,
         minimum_correct=settings.minimum_correct,
+        minimum_agreement=settings.minimum_agreement,
+        soft_iou=settings.soft_iou,
+        eta_side=settings.eta_side,
     )
     total = total_reward(
         accuracy,
@@ -162,4 +172,6 @@ def combine(
         has_spread=jnp.asarray(has_spread),
         correct=correct,
         well_formed=well_formed,
+        agreement=result.agreement,
+        consensus=result.consensus,
     )

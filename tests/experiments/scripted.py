@@ -91,9 +91,15 @@ class ScriptedBackbone:
         return hidden
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _decode(
-    trajectories: int, repeated: bool, first: jax.Array, coordinates: jax.Array, numbers: dict[str, jax.Array]
+    trajectories: int,
+    repeated: bool,
+    gate: str,
+    position: str,
+    first: jax.Array,
+    coordinates: jax.Array,
+    numbers: dict[str, jax.Array],
 ) -> RolloutState:
     groups, base = first.shape[0], trajectories // 2
     zeros = jnp.zeros(groups, jnp.int32)
@@ -103,7 +109,7 @@ def _decode(
         slots=trajectories, length=T, base_slots=base, forks=initial_fork_state(groups, trajectories, 4, 1),
     )  # fmt: skip
     # EVR's numbers as arrays: every group has its own, and one program serves many settings.
-    evr = EvrSettings(base_tokens=BASE_TOKENS, window=4, repeated=repeated, **numbers)
+    evr = EvrSettings(base_tokens=BASE_TOKENS, window=4, repeated=repeated, gate=gate, position=position, **numbers)
     ids = jnp.arange(V)
     tables = loop.VocabularyTables(ids < 0, ids == END, ids == CALL, ids == CALL_END, ids == OPEN, ids == CLOSE)
     prompts = jnp.arange(groups, dtype=jnp.uint32)
@@ -115,7 +121,15 @@ def _decode(
     return state
 
 
-def roll_out(cases: tuple[Case, ...], trajectories: int, repeated: bool, groups: int) -> RolloutState:
+def roll_out(
+    cases: tuple[Case, ...],
+    trajectories: int,
+    repeated: bool,
+    groups: int,
+    *,
+    gate: str = "entropy",
+    position: str = "first",
+) -> RolloutState:
     """`groups` groups of each case through `loop.decode`; leaves start with `[cases * groups, M]`."""
     pairs = [case.distributions() for case in cases]
     with np.errstate(divide="ignore"):
@@ -125,4 +139,5 @@ def roll_out(cases: tuple[Case, ...], trajectories: int, repeated: bool, groups:
         for name in ("p_base", "gamma", "threshold", "max_passes")
     }
     numbers = {name: x if name == "max_passes" else x[:, None].astype(np.float32) for name, x in numbers.items()}
-    return jax.device_get(_decode(trajectories, repeated, *(x.astype(np.float32) for x in logits), numbers))
+    first, coordinates = (x.astype(np.float32) for x in logits)
+    return jax.device_get(_decode(trajectories, repeated, gate, position, first, coordinates, numbers))

@@ -13,7 +13,7 @@ import pytest
 from medvr_jax.experiments import theory
 from medvr_jax.experiments.theory import Prefixes
 from medvr_jax.rollout.state import BASE, EMPTY, FORK, FRESH, TURN_ENDED, RolloutState
-from tests.experiments.scripted import BASE_TOKENS, FIRST, WORDS, Case, roll_out
+from tests.experiments.scripted import BASE_TOKENS, FIRST, WORDS, Case, Z, roll_out
 
 CASES = (
     Case((0.75, 0.25), (0.02, 0.3), (1, 1), (1, 2)),  # a habit and a search, EVR's defaults
@@ -109,6 +109,41 @@ def test_what_the_closed_forms_stand_on_happened(trajectories: int, repeated: bo
     # Repeated spending runs out of slots in the middle of a pass: some parents have one child more than later ones.
     children = np.stack([(child & (state.parent == m)).sum(1) for m in range(trajectories // 2)], axis=1)
     assert (children.max() > 1) == repeated
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_random_forks_fail_as_often_as_one_chance_for_all_says(repeated: bool) -> None:
+    """The control: every box is eligible, with P_base, though the loop sees the same entropies as above."""
+    state, wrong = roll_out(cases(7), 7, repeated, GROUPS[7], gate="random"), 0
+    for case, kinds, hits in zip(cases(7), *by_case(state), strict=True):
+        blind = Prefixes.of(case.chance, case.success, case.p_base)
+        expected = exact(blind, 7, repeated, case.max_passes)
+        failed = ~hits.any(1)
+        failure = np.prod(1 - np.array([*case.success, 0, 0])[kinds], axis=1)
+        error = failure.std() / np.sqrt(len(failure))
+        assert abs(failed.mean() - expected) < 3 * np.sqrt(expected * (1 - expected) / len(failed)), case
+        assert abs(failure.mean() - expected) < 3 * error, case
+        gated = exact(prefixes(case), 7, repeated, case.max_passes)
+        wrong += abs(failure.mean() - gated) > 3 * error
+    assert wrong >= 3
+
+
+def test_uncertain_forks_begin_at_the_coordinate_of_the_highest_entropy() -> None:
+    """At the first of the two or at the second, whose parent's first is then kept; asked at once or in a later pass."""
+    groups = 300
+    state = roll_out(cases(7), 7, True, groups, position="uncertain")
+    highest = np.zeros((len(CASES), Z), int)
+    for i, case in enumerate(cases(7)):
+        highest[i] = np.argmax(theory.entropy(case.distributions()[1]), axis=1)
+    prefix = np.asarray(state.tokens)[:, :, 1] - FIRST
+    which = highest[np.repeat(np.arange(len(CASES)), groups)[:, None], prefix]
+    first = 4 + WORDS[prefix]
+    child, parent = state.origin == FORK, np.maximum(state.parent, 0)
+    np.testing.assert_array_equal(state.fork_position[child], (first + which)[child])
+    own = np.take_along_axis(state.tokens, first[..., None], axis=2)[..., 0]
+    kept = own == np.take_along_axis(own, parent, axis=1)
+    assert kept[child & (which == 1)].all() and not kept[child & (which == 0)].all()
+    assert min((child & (which == k)).sum() for k in (0, 1)) > 100
 
 
 def brute_force(known: Prefixes, trajectories: int, max_passes: int) -> float:

@@ -11,7 +11,7 @@ from medvr_jax.rewards import consensus as consensus_module
 from medvr_jax.rewards.consensus import ConsensusResult, consensus, rasterise, usable_boxes
 
 Z, R = 3, 64
-FIELDS = ("eta", "high", "low", "resolution", "minimum_correct")
+FIELDS = ("eta", "high", "low", "resolution", "minimum_correct", "minimum_agreement", "soft_iou", "eta_side")
 # As a run calls it: a whole batch, one program.
 tool_reward = jax.jit(consensus_module.tool_reward, static_argnames=FIELDS)
 

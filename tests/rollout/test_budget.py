@@ -162,6 +162,20 @@ def test_forks_happen_with_probability_p(p_base: float) -> None:
     assert abs(share - expected) < 4 * np.sqrt(expected * (1 - expected) / groups)
 
 
+def test_random_forks_happen_with_p_base() -> None:
+    """Whatever gamma says of the entropies; as their boxes close, and again when all have ended their turn."""
+    groups, evr = 2000, EvrSettings(p_base=0.4, gamma=2.0, gate="random")
+    for state, asks in (
+        (state_with(ACTIVE, groups), asks_for([0], groups)),
+        (eligible(state_with(TURN_ENDED, groups), [0]), asks_for([], groups)),
+    ):
+        spent = spend(state, asks, evr)
+        share = float((np.asarray(spent.origin) == FORK).any(1).mean())
+        assert abs(share - 0.4) < 4 * np.sqrt(0.4 * 0.6 / groups)
+        record = np.asarray(spent.forks.decisions)[:, 0, DECISION_FIELDS.index("probability")]
+        np.testing.assert_array_equal(record, np.float32(0.4))
+
+
 def test_groups_do_not_touch_each_other() -> None:
     asks = asks_for([1], 3)
     only_second = jnp.array([False, True, False])[:, None]

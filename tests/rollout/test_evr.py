@@ -43,3 +43,13 @@ def test_the_kth_asker_gets_the_kth_free_slot() -> None:
         for asker in range(9):
             assert bool(got.granted[b, asker]) == (asker in children)
             assert int(got.child[b, asker]) == children.get(asker, -1)
+
+
+def test_the_gate_random_knows_no_entropy() -> None:
+    delta = np.array([[-5.0, -0.5, 0.0, 0.4, 3.0]])
+    gated = evr.EvrSettings(p_base=0.3, gamma=0.5, threshold=0.1)
+    np.testing.assert_array_equal(gated.eligible(delta), [[False, False, False, True, True]])
+    np.testing.assert_allclose(gated.probability(delta), [[0, 0.05, 0.3, 0.5, 1.0]], atol=1e-7)
+    control = evr.EvrSettings(p_base=0.3, gamma=0.5, threshold=0.1, gate="random")
+    assert control.eligible(delta).shape == delta.shape and control.eligible(delta).all()
+    np.testing.assert_allclose(control.probability(delta), np.full((1, 5), 0.3), atol=1e-7)

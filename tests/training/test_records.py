@@ -26,11 +26,11 @@ from tests.inputs.tiny import TINY
 from tests.tiny_run import small_config
 
 
-def answered(letter: str, zoom: ZoomBox | None) -> Trajectory:
+def answered(letter: str, zoom: ZoomBox | None, origin: str = "base") -> Trajectory:
     """A trajectory that zoomed, or did not, and then answered."""
     call = Turn("<think>Look.</think><tool_call>{}</tool_call>", called=True, zoom=zoom, observation="crop")
     answer = Turn(f"<think>So.</think><answer>{letter}</answer>")
-    return Trajectory((call, answer) if zoom else (answer,), "answer", "base", None, None)
+    return Trajectory((call, answer) if zoom else (answer,), "answer", origin, None, None)
 
 
 def made_rollout() -> Rollout:
@@ -53,6 +53,21 @@ def made_rollout() -> Rollout:
         crops=(),
         seconds={},
         calls=Calls(),
+    )
+
+
+def made_groups(*groups: tuple[tuple[tuple[float, ...], ...], list[Trajectory]]) -> Rollout:
+    """Groups of four as (true boxes, trajectories); A is right."""
+    rollout, nothing = made_rollout(), np.zeros((len(groups), 4, 0), np.float32)
+    (prompt,) = rollout.prompts
+    return dataclasses.replace(
+        rollout,
+        prompts=[
+            dataclasses.replace(prompt, example=dataclasses.replace(prompt.example, boxes=true)) for true, _ in groups
+        ],
+        trajectories=[trajectories for _, trajectories in groups],
+        host=TokenArrays(nothing, nothing, nothing, nothing, np.zeros((len(groups), 4), np.int32)),
+        decisions=[[] for _ in groups],
     )
 
 
@@ -87,6 +102,87 @@ def test_the_tool_reward_is_what_entered_the_total(tool: str, expected: float, b
     assert figures["reward/total"] == pytest.approx(
         figures["reward/accuracy"] + figures["reward/format"] + figures["reward/tool"]
     )
+
+
+HERE = ZoomBox((0, 0, 100, 100), (0.0, 0.0, 0.5, 0.5))
+THERE = ZoomBox((100, 100, 200, 200), (0.5, 0.5, 1.0, 1.0))
+
+
+def mixed_groups() -> Rollout:
+    """Two of three right ones look at the lesion; nobody knows where it is; all agree on the wrong place."""
+    return made_groups(
+        (
+            ((0.1, 0.1, 0.3, 0.3),),
+            [answered("A", HERE), answered("B", HERE), answered("A", HERE, "fork"), answered("A", THERE, "fork")],
+        ),
+        ((), [answered("A", HERE), answered("A", None), answered("A", THERE, "fork"), answered("B", None, "fresh")]),
+        (((0.6, 0.6, 0.7, 0.7),), [answered("A", HERE, origin) for origin in ("base", "base", "fresh", "fresh")]),
+    )
+
+
+def test_the_base_half_stands_apart_and_audits_stay_audits() -> None:
+    settings = assembly.reward_settings(small_config(rewards__tool="consensus"))
+    rollout = mixed_groups()
+    rewards = reward_rollout(rollout, 1, settings)
+    facts = trajectory_facts(rollout, rewards)
+    assert all(len(x) == 3 and x.dtype != object for x in facts.values())  # what processes send each other
+    figures = rollout_metrics(facts)
+    expected = {
+        "rollout/right_rate": 10 / 12,
+        "base/right_rate": 5 / 6,
+        "base/tool_rate": 5 / 6,
+        "base/format_rate": 1.0,
+        "base/reward_tool": (1 + 0 + 0.5 + 0 + 1 + 1) / 6,
+        "base/reward_total": (2 + 0 + 1.5 + 1 + 2 + 2) / 6,
+        "base/sampled_tokens": 0.0,
+        "base/hit_rate": 2 / 4,
+        "fork/right_rate": 1.0,
+        "fork/tool_rate": 1.0,
+        "fork/reward_tool": (1 + 0.5 + 0.5) / 3,
+        "fork/reward_total": (2 + 1.5 + 1.5) / 3,
+        "fork/hit_rate": 1 / 2,
+        "reward/purity": (2 / 3 + 0 + 1) / 3,
+        "audit/hit_rate": 3 / 8,
+        "audit/purity": 2 / 7,
+        "audit/consensus_iou": (13 * 13 / (32 * 32) + 0) / 2,  # of a raster of 64 x 64
+        "audit/consensus_elsewhere": 1 / 2,
+    }
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    assert "reward/accuracy_base" not in figures
+    blind = dataclasses.replace(
+        rollout, prompts=[dataclasses.replace(p, example=rollout.prompts[1].example) for p in rollout.prompts]
+    )
+    same = reward_rollout(blind, 1, settings)
+    np.testing.assert_array_equal(same.total, rewards.total)
+    audited = {name for name in figures if name.startswith("audit/") or name.endswith("hit_rate")}
+    assert set(figures) - audited == set(rollout_metrics(trajectory_facts(blind, same)))
+
+
+def test_what_no_group_has_is_left_out() -> None:
+    """No forks, no true boxes, and one right look alone, which always agrees."""
+    rollout = made_rollout()
+    settings = assembly.reward_settings(small_config(rewards__tool="consensus"))
+    figures = rollout_metrics(trajectory_facts(rollout, reward_rollout(rollout, 1, settings)))
+    assert figures["base/right_rate"] == figures["rollout/right_rate"] == 0.5
+    assert not [name for name in figures if name.startswith(("fork/", "audit/")) or name.endswith("hit_rate")]
+    assert "reward/purity" not in figures
+
+
+def test_options_of_the_consensus_reach_the_reward() -> None:
+    """In the first group two thirds agree, with an IoU of 1; in the second nobody; in the third all do."""
+    cases = {
+        "minimum_agreement": (0.7, [[0.5, 0, 0.5, 0.5], [0.5, 0, 0.5, 0], [1, 1, 1, 1]]),
+        "minimum_correct": (4, [[0.5, 0, 0.5, 0.5], [0.5, 0, 0.5, 0], [1, 1, 1, 1]]),
+        "soft_iou": (True, [[1, 0, 1, 0.5], [0.5, 0, 0.5, 0], [1, 1, 1, 1]]),
+    }
+    for name, (value, expected) in cases.items():
+        settings = assembly.reward_settings(small_config(rewards__tool="consensus", **{f"rewards__{name}": value}))
+        np.testing.assert_array_equal(reward_rollout(mixed_groups(), 1, settings).tool, expected, err_msg=name)
+    quarter = ZoomBox((0, 0, 50, 50), (0.0, 0.0, 0.25, 0.25))
+    group = [answered("A", zoom) for zoom in (HERE, HERE, HERE, quarter)]
+    for side, expected in ((0.0, 0.5), (0.5, 0.5), (0.6, 1.0)):  # its IoU is 1/4, and 1/4 of the side is its own
+        settings = assembly.reward_settings(small_config(rewards__tool="consensus", rewards__eta_side=side))
+        assert float(reward_rollout(made_groups(((), group)), 1, settings).tool[0, 3]) == expected
 
 
 def test_a_half_reward_is_not_a_right_answer() -> None:
