@@ -80,7 +80,9 @@ def unwritable_workdir(folder: Path) -> tuple[list[str], str]:
 
 
 def unknown_mode(folder: Path) -> tuple[list[str], str]:
-    return ["--mode=learn"], "--mode=learn: value should be one of <train|evaluate|export|report|leaks|plan|ask>"
+    return [
+        "--mode=learn"
+    ], "--mode=learn: value should be one of <train|evaluate|export|report|leaks|plan|ask|experiment>"
 
 
 def unknown_variant(folder: Path) -> tuple[list[str], str]:
