@@ -234,7 +234,7 @@ def run() -> None:
         sys.stdout.flush()
         os._exit(2)  # threads that read a damaged checkpoint would go on to print what they think of it
     except KeyboardInterrupt:
-        print("medvr_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("medvr_jax: interrupted; the same command goes on from what was saved last", file=sys.stderr)
         sys.exit(130)
 
 

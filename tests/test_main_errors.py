@@ -110,6 +110,10 @@ def missing_recipe(folder: Path) -> tuple[list[str], str]:
     return ["--config=nowhere.py"], "--config: 'nowhere.py' is not a file"
 
 
+def experiment_without_arms(folder: Path) -> tuple[list[str], str]:
+    return ["--mode=experiment"], "experiment.arms: found (), but --mode=experiment runs the arms"
+
+
 KINDS = (
     unknown_field,
     wrong_type,
@@ -124,6 +128,7 @@ KINDS = (
     unreadable_image,
     unknown_flag,
     missing_recipe,
+    experiment_without_arms,
 )
 
 
