@@ -196,4 +196,15 @@ def get_config() -> ConfigDict:
     evaluate.concurrency = 8  # requests to an endpoint or judge that are under way at the same time
     evaluate.timeout = 300.0  # seconds that one request may take
     evaluate.retries = 6  # of a request that breaks off, takes too long or is refused for now, after ever longer waits
+
+    # --mode=experiment: a grid of arms and seeds, all on the same questions. An arm is NAME=VARIANT: its name in tables
+    # and what stands behind the colon of --config; with @SEEDS it has so many seeds.
+    experiment = config.experiment = section()
+    experiment.arms = ()  # e.g. ("zoom=zoom", "calm=evr,gamma=0@5"); () = the recipe has no experiment
+    experiment.seeds = 10  # of an arm that does not say: the numbers seed, seed + 1, …
+    experiment.baseline = ""  # NAME of the arm that all others are compared with, seed by seed; empty = the first one
+    experiment.pairs = ()  # further differences, each NAME-NAME
+    # [TITLE=]KIND:NAME,NAME,… where KIND is curves, area, entropy, a key of metrics.jsonl or a field that differs.
+    experiment.figures = ()  # e.g. ("curves:zoom,evr", "evr.gamma:calm,evr"); a semicolon begins another line
+    experiment.workers = 2  # processes, each on cores of its own
     return config

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from ml_collections import ConfigDict, FrozenConfigDict
 from PIL import Image
 
 from medvr_jax import distributed
@@ -307,3 +308,10 @@ def optimizer_settings(config: Any) -> OptimizerSettings:
 def run_seed_key(config: Any, step: int) -> jax.Array:
     """The random key of a step; nothing else of a run is random."""
     return jax.random.fold_in(jax.random.key(config.seed), step)
+
+
+def with_seed(parts: Parts, seed: int) -> Parts:
+    """The same parts for a run with another seed, which sees other questions, or these in another order."""
+    changed = ConfigDict(parts.config.to_dict(), type_safe=False)
+    changed.seed = seed
+    return dataclasses.replace(parts, config=FrozenConfigDict(changed), source=make_source(changed.data, seed))

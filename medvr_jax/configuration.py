@@ -8,7 +8,6 @@ fields themselves are in `configs/base.py`; what belongs to a run's folder is in
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import inspect
 import json
@@ -17,7 +16,7 @@ import os
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from medvr_jax.datasets.mixing import parse_sets
 from medvr_jax.errors import UserError
 from medvr_jax.evaluation.options import answered_elsewhere, check_option_files, check_options
+from medvr_jax.experiments.options import check_experiment
+from medvr_jax.fields import leaves, nearest, nested
 from medvr_jax.processes import COUNT, read_processes
 from medvr_jax.rollout.tool_registry import TOOLS
 
@@ -186,7 +187,7 @@ def validate(config: ConfigDict, *, files: bool = True, mode: str = "train") -> 
         if name not in found:
             raise UserError(f"{name}: missing; begin the recipe with configs.base.get_config()")
     checked = {name: _checked_value(name, found[name], default) for name, default in schema.items()}
-    frozen = FrozenConfigDict(_nested(checked))
+    frozen = FrozenConfigDict(nested(checked))
     for check in _COMBINATIONS + (_files(frozen, mode) if files else ()):
         check(checked)
     return frozen
@@ -198,7 +199,7 @@ def completed(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     schema = _schema(ConfigDict(dict(saved), type_safe=False))
     # A section that is no section any more is left for `validate`.
     newer = [name for name in schema if not any(name == old or name.startswith(f"{old}.") for old in found)]
-    return _nested(found | {name: json.loads(json.dumps(schema[name])) for name in newer}), newer
+    return nested(found | {name: json.loads(json.dumps(schema[name])) for name in newer}), newer
 
 
 def _checked_value(name: str, value: Any, default: Any) -> Any:
@@ -437,6 +438,7 @@ _COMBINATIONS: tuple[_Check, ...] = (
     _trainer_has_its_section,
     _data_fits,
     check_options,
+    check_experiment,
 )
 
 
@@ -465,42 +467,13 @@ def _schema(config: ConfigDict) -> dict[str, Any]:
     return schema
 
 
-def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values; an empty section counts as a value, so that it cannot hide."""
-    for key in config:
-        value = config[key]
-        if isinstance(value, (ConfigDict, dict)) and len(value):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, value in flat.items():
-        *sections, field = name.split(".")
-        parent = nested
-        for part in sections:
-            parent = parent.setdefault(part, {})
-        parent[field] = value
-    return nested
-
-
 def _unknown(name: str, schema: Mapping[str, Any]) -> UserError:
     inside = [known for known in schema if known.startswith(f"{name}.")]
     if inside:
         return UserError(f"{name}: is a section, not a field; its fields are {', '.join(inside)}")
-    return UserError(f"{name}: unknown field, the nearest valid name is {_nearest(name, schema)}")
+    return UserError(f"{name}: unknown field, the nearest valid name is {nearest(name, schema)}")
 
 
 def nearest_flag(name: str, flags: Iterable[str]) -> str:
     """The flag that an unknown one was probably meant to be: one of `flags`, or config.FIELD."""
-    return _nearest(name, [*flags, *(f"config.{field}" for field, _ in leaves(base.get_config()))])
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    def likeness(known: str) -> float:
-        pairs = ((name, known), (name.rpartition(".")[2], known.rpartition(".")[2]))
-        return max(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
-
-    return max(names, key=lambda known: (likeness(known), -len(known)))
+    return nearest(name, [*flags, *(f"config.{field}" for field, _ in leaves(base.get_config()))])

@@ -1,4 +1,4 @@
-"""The devices of this process: what they can do at most, and how much memory was used.
+"""The devices of this process: how they begin, what they can do at most, and how much memory was used.
 
 Published figures where the table in `hardware.py` has the device. A CPU is measured once, in a fraction of a second.
 """
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from medvr_jax import programs
 from medvr_jax.hardware import GIB, chip_of_kind
 
 _RUNS, _SECONDS = 4, 0.08  # that each measurement takes at least
@@ -27,6 +28,16 @@ class Limits(NamedTuple):
 
     peak: float
     bandwidth: float
+
+
+def start_devices(count: int, cache: str) -> None:
+    """Divides a CPU host into `count` devices and keeps compiled programs in `cache`, see `programs.keep_programs`.
+
+    This must come before jax makes its backends.
+    """
+    if count > 1:
+        jax.config.update("jax_num_cpu_devices", count)
+    programs.keep_programs(cache)
 
 
 def limits(devices: Sequence[jax.Device]) -> Limits | None:

@@ -25,7 +25,7 @@ from medvr_jax.errors import UserError
 from medvr_jax.evaluation.options import answered_elsewhere
 from medvr_jax.processes import COUNT, read_processes
 
-MODES = ("train", "evaluate", "export", "report", "leaks", "plan", "ask")
+MODES = ("train", "evaluate", "export", "report", "leaks", "plan", "ask", "experiment")
 ANSWERS = "runs"  # where --mode=ask writes ask/<time>/ when it is given no run
 SHARED_MODES = ("train", "evaluate", "export")  # those in which several processes can take part
 
@@ -56,6 +56,9 @@ def main(overrides: Sequence[tuple[str, str]]) -> None:
         folder = ANSWERS
     if mode == "plan" and not processes.several:
         run_plan(config, folder)
+        return
+    if mode == "experiment" and not processes.several:
+        run_grid(config, overrides, folder)
         return
     elsewhere = mode == "evaluate" and answered_elsewhere(config.evaluate)
     limit_images(config)
@@ -127,6 +130,13 @@ def run_plan(config: FrozenConfigDict, folder: str | None) -> None:
     plan(config, _TOPOLOGY.value, _CONFIG.value, folder)
 
 
+def run_grid(config: FrozenConfigDict, overrides: Sequence[tuple[str, str]], folder: str) -> None:
+    """Runs the arms of the recipe in processes of their own; this one only tells them what to do."""
+    from medvr_jax.experiments.run import run_experiment
+
+    run_experiment(config, _CONFIG.value, overrides, folder)
+
+
 def read_config(overrides: Sequence[tuple[str, str]]) -> FrozenConfigDict:
     """The recipe of --config or, when an existing run is only looked at, by default the one it was trained with."""
     if _MODE.value == "plan":  # needs no run, no data and no weights
@@ -143,6 +153,8 @@ def read_config(overrides: Sequence[tuple[str, str]]) -> FrozenConfigDict:
         return configuration.load_config(_CONFIG.value, overrides, files=files, mode=_MODE.value)
     if _MODE.value == "train":
         raise UserError("--config: missing; give FILE[:variant], e.g. --config=configs/tiny_cpu.py")
+    if _MODE.value == "experiment":
+        raise UserError("--config: missing; --mode=experiment needs the recipe, e.g. --config=configs/tiny_cpu.py")
     if _MODE.value == "ask" and not workdir.has_checkpoints(_WORKDIR.value):
         raise UserError(
             f"--workdir: {_WORKDIR.value} holds no checkpoint; train there first, or give --config=… whose model.path"
@@ -175,13 +187,9 @@ def limit_images(config: FrozenConfigDict) -> None:
 
 def start_devices(config: FrozenConfigDict) -> None:
     """Divides a CPU host into devices and keeps compiled programs; this must come before jax makes its backends."""
-    if config.mesh.host_devices > 1:
-        import jax
+    from medvr_jax import devices
 
-        jax.config.update("jax_num_cpu_devices", config.mesh.host_devices)
-    from medvr_jax import programs
-
-    programs.keep_programs(config.programs.cache)
+    devices.start_devices(config.mesh.host_devices, config.programs.cache)
 
 
 def parse_flags(argv: Sequence[str]) -> list[tuple[str, str]]:
@@ -226,7 +234,7 @@ def run() -> None:
         sys.stdout.flush()
         os._exit(2)  # threads that read a damaged checkpoint would go on to print what they think of it
     except KeyboardInterrupt:
-        print("medvr_jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("medvr_jax: interrupted; the same command goes on from what was saved last", file=sys.stderr)
         sys.exit(130)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,15 @@ CHECKPOINT_FIELDS = ("trainer", "model.", "optimizer.", "grpo.kl_weight")
 EXPORT_FIELDS = ("model.export_dtype",)  # an export of a finished run may choose them anew
 # They change nothing that a run computes.
 FREE_FIELDS = (
-    "programs.cache", "report.profile_steps", "report.tensorboard", "report.wandb", "evaluate.",
+    "programs.cache", "report.profile_steps", "report.tensorboard", "report.wandb", "evaluate.", "experiment.",
     "data.max_image_pixels",
 )  # fmt: skip
+# Likewise the rows of a run of an experiment, which keeps nothing else; and each has a seed of its own.
+NOT_OF_RUNS = (
+    "seed", "programs.", "report.", "evaluate.", "experiment.", "data.max_image_pixels", "checkpoint_every",
+    "keep_checkpoints", "export_at_end", "model.export_dtype",
+)  # fmt: skip
+RUNS = "runs"  # below the folder of an experiment
 
 
 def saved_config(
@@ -43,10 +49,13 @@ def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: 
 
     A run goes on only with the same configuration; `steps` may grow, and fields that are newer than the run have their
     defaults. Other modes need an existing run, and only what shapes a checkpoint must be the same; an evaluation that
-    reads no checkpoint, and a search for leaks, take any folder, and make it. With `write` false (another process does
-    it) config.json is only looked at.
+    reads no checkpoint, and a search for leaks, take any folder, and make it. An experiment has a folder of its own.
+    With `write` false (another process does it) config.json is only looked at.
     """
     folder = Path(workdir)
+    if mode == "experiment":
+        _prepare_experiment(folder, config)
+        return
     without_run = answered_elsewhere(config.evaluate) or not has_checkpoints(folder)
     if mode == "leaks" or (mode == "evaluate" and without_run):
         _check_writable(folder)
@@ -61,6 +70,8 @@ def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: 
         _check_writable(folder)
         return
     _check_writable(folder)
+    if _has_runs(folder):
+        raise UserError(f"--workdir: {folder} holds an experiment; give another one for a training run")
     if _has_results(folder):
         saved, newer = _read_saved(folder)
         _tell_newer(folder, newer)
@@ -69,6 +80,27 @@ def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: 
             return
     if write:
         write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def _prepare_experiment(folder: Path, config: FrozenConfigDict) -> None:
+    """The folder of an experiment holds the recipe, whose runs are in the folder RUNS. It may go on with more arms and
+    seeds; what its runs were made with stays."""
+    if _has_results(folder):
+        raise UserError(f"--workdir: {folder} holds a training run; give another one for an experiment")
+    _check_writable(folder)
+    if _has_runs(folder):
+        for name, before, now in differences(_read_saved(folder)[0], config):
+            if not name.startswith(NOT_OF_RUNS):
+                raise UserError(
+                    f"--workdir: {folder} belongs to another config: {name} was {before!r}, now {now!r}; give another"
+                    " --workdir, or that value"
+                )
+    write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def _has_runs(folder: Path) -> bool:
+    """Whether an experiment has left finished runs."""
+    return any((folder / RUNS).glob("*/*.jsonl"))
 
 
 def _has_results(folder: Path) -> bool:
@@ -102,17 +134,24 @@ def _tell_newer(folder: Path, newer: list[str]) -> None:
         print(f"{folder / 'config.json'} is older than {', '.join(newer)}: taken as their defaults")
 
 
-def _refuse_other(folder: Path, saved: dict[str, Any], config: FrozenConfigDict, prefixes: tuple[str, ...]) -> None:
-    """UserError at the first field, among those with one of the prefixes if any are given, that differs."""
+def differences(saved: Mapping[str, Any], config: FrozenConfigDict) -> Iterator[tuple[str, Any, Any]]:
+    """(field, before, now) of the fields in which a configuration differs from one that was saved as JSON."""
     old = dict(configuration.leaves(saved))
     new = dict(configuration.leaves(json.loads(json.dumps(config.to_dict()))))
-    for name in [*new, *old]:
+    for name in dict.fromkeys([*new, *old]):
+        before, now = old.get(name, "nothing"), new.get(name, "nothing")
+        if before != now:
+            yield name, before, now
+
+
+def _refuse_other(folder: Path, saved: dict[str, Any], config: FrozenConfigDict, prefixes: tuple[str, ...]) -> None:
+    """UserError at the first field, among those with one of the prefixes if any are given, that differs."""
+    for name, before, now in differences(saved, config):
         if name.startswith(FREE_FIELDS) or (prefixes and (name in EXPORT_FIELDS or not name.startswith(prefixes))):
             continue
-        before, now = old.get(name, "nothing"), new.get(name, "nothing")
         schedule = config.optimizer.schedule
         may_grow = name == "steps" and schedule == "constant"
-        if before == now or (may_grow and now > before):
+        if may_grow and now > before:
             continue
         rule = "it may only grow" if may_grow else "give another --workdir, or that value"
         if name == "steps" and not may_grow:

@@ -80,7 +80,9 @@ def unwritable_workdir(folder: Path) -> tuple[list[str], str]:
 
 
 def unknown_mode(folder: Path) -> tuple[list[str], str]:
-    return ["--mode=learn"], "--mode=learn: value should be one of <train|evaluate|export|report|leaks|plan|ask>"
+    return [
+        "--mode=learn"
+    ], "--mode=learn: value should be one of <train|evaluate|export|report|leaks|plan|ask|experiment>"
 
 
 def unknown_variant(folder: Path) -> tuple[list[str], str]:
@@ -108,6 +110,10 @@ def missing_recipe(folder: Path) -> tuple[list[str], str]:
     return ["--config=nowhere.py"], "--config: 'nowhere.py' is not a file"
 
 
+def experiment_without_arms(folder: Path) -> tuple[list[str], str]:
+    return ["--mode=experiment"], "experiment.arms: found (), but --mode=experiment runs the arms"
+
+
 KINDS = (
     unknown_field,
     wrong_type,
@@ -122,6 +128,7 @@ KINDS = (
     unreadable_image,
     unknown_flag,
     missing_recipe,
+    experiment_without_arms,
 )
 
 

@@ -33,6 +33,7 @@ class Prediction:
         texts: its own text, turn by turn.
         observations: what came back after each turn ("crop", "image", an error text, or None).
         boxes: zoom boxes that were cut, normalised (x1, y1, x2, y2).
+        box_entropy: of each of them, see `coordinates.py`.
         true_boxes: the true ones, empty where unknown.
         hit, iou: grounding of the zooms; None where no true box is known.
         ended: "answer", "turn_limit" or "truncated".
@@ -48,6 +49,7 @@ class Prediction:
     texts: tuple[str, ...]
     observations: tuple[str | None, ...]
     boxes: tuple[tuple[float, ...], ...]
+    box_entropy: tuple[float | None, ...]
     true_boxes: tuple[tuple[float, ...], ...]
     hit: bool | None
     iou: float | None
@@ -110,6 +112,7 @@ def make_prediction(answered: Answer) -> Prediction:
         texts=trajectory.texts,
         observations=tuple(turn.observation for turn in trajectory.turns),
         boxes=boxes,
+        box_entropy=tuple(answered.box_entropy),
         true_boxes=tuple(tuple(box) for box in example.boxes),
         hit=any_hit(boxes, example.boxes) if example.boxes else None,
         iou=best_iou(boxes, example.boxes) if example.boxes else None,

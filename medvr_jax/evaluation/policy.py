@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +10,10 @@ from flax import nnx
 
 from medvr_jax import assembly
 from medvr_jax.configuration import model_folder
+from medvr_jax.models.fingerprint import folder_fingerprint
 from medvr_jax.training.checkpoints import Checkpoints
 from medvr_jax.training.export import restore_latest
 from medvr_jax.training.state import make_cast
-
-_SAMPLE, _SAMPLES = 1 << 16, 16  # bytes of a large file that its fingerprint sees, and in how many places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +35,9 @@ def find_weights(config: Any, workdir: str | Path) -> PolicyWeights:
     """The weights that `load_weights` is going to read."""
     folder, step = model_folder(config.model.path), _latest_step(config, workdir)
     if step is None:
-        return PolicyWeights(None, f"the model folder {config.model.path}", _fingerprint(folder))
+        return PolicyWeights(None, f"the model folder {config.model.path}", folder_fingerprint(folder))
     checkpoint = Path(workdir) / "checkpoints" / str(step)
-    return PolicyWeights(step, f"step {step}", _fingerprint(checkpoint) + _fingerprint(folder))
+    return PolicyWeights(step, f"step {step}", folder_fingerprint(checkpoint) + folder_fingerprint(folder))
 
 
 def load_weights(parts: assembly.Parts, weights: PolicyWeights, workdir: str | Path) -> nnx.State:
@@ -56,20 +54,3 @@ def _latest_step(config: Any, workdir: str | Path) -> int | None:
         return checkpoints.latest()
     finally:
         checkpoints.close()
-
-
-def _fingerprint(folder: Path) -> str:
-    """Of the files' names, sizes and bytes; of large ones a few stretches, which no training leaves as they are."""
-    digest = hashlib.blake2s(digest_size=8)
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name, size = file.relative_to(folder), file.stat().st_size
-        if any(part.startswith(".") for part in name.parts):  # what downloads leave
-            continue
-        digest.update(f"{name} {size}\n".encode())
-        with file.open("rb") as stream:
-            for number in range(_SAMPLES):
-                stream.seek(max(size - _SAMPLE, 0) * number // (_SAMPLES - 1))
-                digest.update(stream.read(_SAMPLE))
-                if size <= _SAMPLE:
-                    break
-    return digest.hexdigest()

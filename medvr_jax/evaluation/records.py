@@ -40,9 +40,9 @@ def make_row(
     }
 
 
-def of_policy(prediction: Any, box_entropy: list[float | None]) -> dict[str, Any]:
+def of_policy(prediction: Any) -> dict[str, Any]:
     """What our own policy's rows hold on top: the trajectory, its boxes, and the verdict of the training rules."""
     fields = dataclasses.asdict(prediction)
     for name in ("id", "answer", "prediction"):
         del fields[name]
-    return fields | {"box_entropy": box_entropy}
+    return fields

@@ -186,7 +186,6 @@ def _answer_set(
 
 
 def _row(name: str, answered: Answer) -> dict[str, Any]:
-    prediction = make_prediction(answered)
     response = answered.trajectory.texts[-1]
-    more = of_policy(prediction, answered.box_entropy)
+    more = of_policy(make_prediction(answered))
     return make_row(name, answered.example, answered.sample, response, more)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 from medvr_jax import assembly, distributed, programs
 from medvr_jax.devices import describe_devices, peak_memory
 from medvr_jax.errors import UserError
+from medvr_jax.evaluation.greedy import Prediction, summarise
 from medvr_jax.reports.metrics import FILE_NAME, read_metrics
 from medvr_jax.reports.page import write_report
 from medvr_jax.reports.progress import Progress
@@ -72,7 +74,7 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
         for step in range(start, config.steps):
             row: dict[str, Any] = {"step": step, "time/checkpoint": saving}
             if step % config.evaluate_every == 0:
-                row |= evaluate(trainer, progress)
+                row |= evaluate(trainer, progress.note)[0]
             began = time.perf_counter()
             with profiled(workdir, step, config.report.profile_steps) as trace:
                 outcome = trainer.step(step)
@@ -91,7 +93,7 @@ def train_steps(config: Any, workdir: Path) -> Trainer:
             if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.steps:
                 saving = save(trainer, checkpoints, step + 1)
             progress.update(step + 1, describe(row))
-        final = evaluate(trainer, progress)
+        final, _ = evaluate(trainer, progress.note)
         if sinks:
             sinks.write({"step": config.steps, "time/checkpoint": saving} | final | process.of(config.steps))
         progress.update(config.steps, held_out(final))
@@ -164,11 +166,12 @@ def save(trainer: Trainer, checkpoints: Checkpoints, step: int) -> float:
     return time.perf_counter() - began
 
 
-def evaluate(trainer: Trainer, progress: Progress) -> dict[str, float]:
-    """Held-out figures of the current policy as eval/*."""
+def evaluate(trainer: Trainer, note: Callable[[str], None]) -> tuple[dict[str, float], list[Prediction]]:
+    """Held-out figures of the current policy as eval/*, and the answers that they sum up; `note` is told how far."""
     began = time.perf_counter()
-    figures = trainer.evaluate(lambda done, total: progress.note(f"evaluating {done}/{total}"))
-    return {f"eval/{name}": value for name, value in figures.items()} | {"time/evaluate": time.perf_counter() - began}
+    predictions = trainer.predict(lambda done, total: note(f"evaluating {done}/{total}"))
+    figures = {f"eval/{name}": value for name, value in summarise(predictions).items()}
+    return figures | {"time/evaluate": time.perf_counter() - began}, predictions
 
 
 def step_metrics(trainer: Trainer, outcome: Step) -> dict[str, float]:

@@ -151,3 +151,9 @@ def make_cast(params: nnx.State, layout: Layout, dtype: str) -> Callable[[nnx.St
     """A jitted function from master weights to a copy of this dtype and layout: the sampler's, or the reference."""
     shardings = sharding.parameter_shardings(params, layout)
     return jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(dtype), tree), out_shardings=shardings)
+
+
+def make_copy(state: TrainState) -> Callable[[TrainState], TrainState]:
+    """A jitted function from states that are laid out like this one to copies with memory of their own."""
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)

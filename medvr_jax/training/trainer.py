@@ -15,7 +15,7 @@ from flax import nnx
 from medvr_jax import assembly, devices, distributed
 from medvr_jax.datasets.example import Example
 from medvr_jax.errors import UserError
-from medvr_jax.evaluation.greedy import predict, summarise
+from medvr_jax.evaluation.greedy import Prediction, predict
 from medvr_jax.inputs.chat import Prompt, encode_prompts
 from medvr_jax.inputs.images import pack_image_rows
 from medvr_jax.inputs.prefetch import Prefetcher
@@ -26,7 +26,7 @@ from medvr_jax.rollout.parts import PartedRollout
 from medvr_jax.rollout.trajectories import Rollout
 from medvr_jax.training import abstract, ahead, sharding
 from medvr_jax.training.rewarding import Rewards, reward_rollout
-from medvr_jax.training.state import TrainState, initial_train_state, make_cast, make_optimizer
+from medvr_jax.training.state import TrainState, initial_train_state, make_cast, make_copy, make_optimizer
 from medvr_jax.training.throughput import Passed
 from medvr_jax.training.update import TrainBatch, make_scorer, make_update, update_sizes
 
@@ -52,6 +52,7 @@ class Trainer:
         config = self.config = parts.config
         self.parts = parts
         self.state, optimizer = make_train_state(parts)
+        self._copy = make_copy(self.state)
         self._to_sampling = make_cast(parts.params, parts.sampling_layout, config.model.compute_dtype)
         self._settings = assembly.update_settings(config, parts.mesh)
         self._update = make_update(parts.graphdef, optimizer, self._settings, self.state, parts.training_layout)
@@ -96,19 +97,30 @@ class Trainer:
         """The current policy in the sampling layout."""
         return self._to_sampling(self.state.params)
 
-    def evaluate(self, progress: Any = None) -> dict[str, Any]:
-        """Greedy held-out figures of the current policy."""
+    def predict(self, progress: Any = None) -> list[Prediction]:
+        """The current policy's greedy answers to the held-out questions."""
         config = self.config
-        examples = self.parts.source.test(config.data.test_examples)
-        predictions = predict(
+        return predict(
             self._evaluator,
             self.sampling_params(),
             self.parts.encoder,
-            examples,
+            self.parts.source.test(config.data.test_examples),
             self.parts.rows(config.data.evaluation_batch),
             progress,
         )
-        return summarise(predictions)
+
+    def snapshot(self) -> TrainState:
+        """A copy of the state, which no update takes over."""
+        return self._copy(self.state)
+
+    def restart(self, start: TrainState, seed: int) -> None:
+        """Changes the state: to that of `snapshot`, at step 0 of a run with another seed. Programs, encoder, the sizes
+        of prompts and the reference stay; data order and random numbers are those of the seed."""
+        self.prompts.close()
+        self.parts = assembly.with_seed(self.parts, seed)
+        self.config = self.parts.config
+        self.state = self._copy(start)
+        self.prompts = Prefetcher(self._prepare, self.config.steps)
 
     def examples(self, number: int, rows: Iterable[int]) -> list[Example]:
         """The examples of these rows of a step's batch."""

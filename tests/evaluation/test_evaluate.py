@@ -27,6 +27,7 @@ from medvr_jax import assembly, programs
 from medvr_jax.configuration import load_config
 from medvr_jax.datasets.synthetic import SyntheticTask
 from medvr_jax.evaluation import questions, run
+from medvr_jax.evaluation.greedy import summarise
 from medvr_jax.inputs.chat import encode_prompt
 from medvr_jax.training.checkpoints import Checkpoints
 from medvr_jax.training.trainer import Trainer, make_train_state
@@ -142,7 +143,7 @@ def test_the_model_folder_itself_is_evaluated_and_named(plain: Path) -> None:
 
 def test_equals_the_evaluation_during_training(plain: Path) -> None:
     config = small_config(data__test_examples=40, data__evaluation_batch=16, data__prompts_per_step=8)
-    summary, results = Trainer(assembly.assemble(config)).evaluate(), results_of(plain / "evaluation")
+    summary, results = summarise(Trainer(assembly.assemble(config)).predict()), results_of(plain / "evaluation")
     assert {name: results[name] for name in summary} == summary
 
 

@@ -1,0 +1,83 @@
+"""`--mode=experiment`: the runs that are missing, made by worker processes; tables and figures of all. No jax here."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from ml_collections import FrozenConfigDict
+
+from medvr_jax.experiments.grid import Experiment, finished_runs, read_experiment
+from medvr_jax.experiments.options import ACCURACY
+from medvr_jax.experiments.result_figures import figures
+from medvr_jax.experiments.run_files import Run, read_run, run_file
+from medvr_jax.experiments.summary import HIT_RATE, Runs
+from medvr_jax.experiments.tables import result_lines, share, table
+from medvr_jax.experiments.worker import Finished, Task, WorkerFailed, run_tasks
+from medvr_jax.reports.metrics import replace_file
+from medvr_jax.reports.progress import Progress, duration
+from medvr_jax.workdir import prepare_workdir
+
+
+def run_experiment(config: FrozenConfigDict, spec: str, overrides: Iterable[tuple[str, str]], workdir: str) -> None:
+    """Runs what is missing of the recipe `spec`, which `config` is with the overrides applied; all arms are checked
+    before anything begins."""
+    folder = Path(workdir)
+    experiment = read_experiment(config, spec, overrides)
+    runs = finished_runs(folder, experiment)
+    prepare_workdir(folder, config, "experiment")
+    tasks = missing_tasks(folder, experiment, runs)
+    done, total = sum(map(len, runs.values())), len(tasks) + sum(map(len, runs.values()))
+    if done:
+        print(f"{done} of {total} runs are done already")
+    try:
+        with (
+            Progress(total, done, "runs") as progress,
+            contextlib.closing(run_tasks(tasks, experiment.grid.workers)) as messages,
+        ):
+            for message in messages:
+                if not isinstance(message, Finished):
+                    progress.note(message.text)
+                    continue
+                run = read_run(message.task.file)
+                runs[run.arm][run.seed] = run
+                done += 1
+                progress.update(done, describe(run))
+                write_results(folder, experiment, runs)
+    except WorkerFailed as error:
+        print(f"medvr_jax: {error}\nthe same command goes on with the runs that are missing", file=sys.stderr)
+        raise SystemExit(1) from None
+    print(f"results in {write_results(folder, experiment, runs)}")
+
+
+def missing_tasks(folder: Path, experiment: Experiment, runs: Runs) -> list[Task]:
+    """Arms in the recipe's order, seed by seed."""
+    return [
+        Task(arm.name, seed, arm.config.to_dict(), arm.model, run_file(folder, arm.name, seed))
+        for arm in experiment.arms.values()
+        for seed in arm.seeds
+        if seed not in runs[arm.name]
+    ]
+
+
+def describe(run: Run) -> str:
+    """What the progress line says of a run."""
+    text = f"{run.arm} seed {run.seed}: accuracy {share(run.final(ACCURACY))}, area {share(run.area)}"
+    if run.final(HIT_RATE) is not None:
+        text += f", hits {share(run.final(HIT_RATE))}"
+    return f"{text} in {duration(run.seconds)}"
+
+
+def write_results(folder: Path, experiment: Experiment, runs: Runs) -> Path:
+    """Tables and figures made anew of the runs alone; returns the page that shows them."""
+    tables, drawn = table(experiment, runs), figures(experiment, runs)
+    replace_file(folder / "results.jsonl", result_lines(runs))
+    replace_file(folder / "table.md", tables)
+    for figure, svg in drawn.items():
+        replace_file(folder / "figures" / f"{figure.stem}.svg", svg)
+    pictures = [f"![{figure.title}](figures/{figure.stem}.svg)" for figure in drawn]
+    page = folder / "README.md"
+    replace_file(page, "\n\n".join(["# Results", tables.rstrip("\n"), *pictures]) + "\n")
+    return page

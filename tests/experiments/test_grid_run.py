@@ -1,0 +1,167 @@
+"""A whole grid through the entry point: two arms, two seeds, two workers; killed in the middle and started again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medvr_jax.configuration import load_config
+from medvr_jax.errors import UserError
+from medvr_jax.experiments.run import run_experiment
+from medvr_jax.workdir import prepare_workdir
+from tests.experiments.made_runs import RECIPE
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GRID = {
+    "experiment.arms": "text=text,zoom=zoom@3",
+    "experiment.seeds": 2,
+    "experiment.pairs": "zoom-text",
+    "experiment.figures": '("curves:text,zoom", "entropy:zoom", "rollout.trajectories:zoom")',
+    "mesh.host_devices": 1,
+    "steps": 2,
+    "evaluate_every": 1,
+    "data.prompts_per_step": 2,
+    "data.test_examples": 4,
+    "data.evaluation_batch": 4,
+    "rollout.trajectories": 2,
+}
+NAMES = ["text/seed_0", "text/seed_1", "zoom/seed_0", "zoom/seed_1", "zoom/seed_2"]
+
+
+def start(workdir: Path, **changes: object) -> subprocess.Popen:
+    overrides = GRID | {name.replace("__", "."): value for name, value in changes.items()}
+    command = [
+        sys.executable,
+        "-m",
+        "medvr_jax.main",
+        f"--config={RECIPE}",
+        f"--workdir={workdir}",
+        "--mode=experiment",
+    ]
+    command += [f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in overrides.items())]
+    log = (workdir.parent / f"{workdir.name}.log").open("a")
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    return subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, env=environment)
+
+
+def log_of(workdir: Path) -> str:
+    return (workdir.parent / f"{workdir.name}.log").read_text()
+
+
+def files(workdir: Path) -> dict[str, Path]:
+    return {f"{file.parent.name}/{file.stem}": file for file in sorted((workdir / "runs").glob("*/*.jsonl"))}
+
+
+def contents(file: Path) -> list[dict[str, Any]]:
+    """Lines without seconds."""
+    found = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{name: x for name, x in line.items() if name not in ("seconds", "time/step")} for line in found]
+
+
+@pytest.fixture(scope="module")
+def grids(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, tuple[bytes, int]]]:
+    """One without interruption; one killed after its first run; and what that had finished before."""
+    folder = tmp_path_factory.mktemp("grids")
+    whole, killed = folder / "whole", folder / "killed"
+    process = start(killed)
+    deadline = time.monotonic() + 600
+    while not files(killed):
+        assert process.poll() is None and time.monotonic() < deadline, log_of(killed)
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = {name: (file.read_bytes(), file.stat().st_mtime_ns) for name, file in files(killed).items()}
+    assert start(killed).wait(timeout=600) == 0, log_of(killed)
+    assert start(whole).wait(timeout=600) == 0, log_of(whole)
+    return whole, killed, before
+
+
+def test_killed_and_started_again_equals_uninterrupted(grids: tuple) -> None:
+    whole, killed, before = grids
+    assert list(files(whole)) == list(files(killed)) == NAMES
+    for name, file in files(whole).items():
+        assert contents(file) == contents(files(killed)[name]), name
+    assert 0 < len(before) < 5
+    for name, (content, written) in before.items():
+        file = files(killed)[name]
+        assert (file.read_bytes(), file.stat().st_mtime_ns) == (content, written), name
+    assert f"{len(before)} of 5 runs are done already" in log_of(killed)
+
+
+def test_seeds_differ_and_rows_are_whole(grids: tuple) -> None:
+    runs = {name: contents(file) for name, file in files(grids[0]).items()}
+    for name, (first, *rows, last) in runs.items():
+        assert [row["step"] for row in rows] == [0, 1, 2] and "looks" in last
+        assert f"{first['arm']}/seed_{first['seed']}" == name
+        assert ("eval/hit_rate" in rows[-1]) and all("eval/accuracy" in row for row in rows)
+    assert len({json.dumps(lines[1:]) for lines in runs.values()}) == 5
+
+
+def test_what_a_grid_leaves(grids: tuple) -> None:
+    whole, _, _ = grids
+    lines = [json.loads(line) for line in (whole / "results.jsonl").read_text().splitlines()]
+    assert [f"{line['arm']}/seed_{line['seed']}" for line in lines] == NAMES
+    page = (whole / "README.md").read_text()
+    assert "| text | 2 |" in page and "| zoom | 3 |" in page and "| zoom − text | 2 |" in page
+    assert {file.name for file in (whole / "figures").iterdir()} >= {"held_out_accuracy.svg"}
+    assert json.loads((whole / "config.json").read_text())["experiment"]["seeds"] == 2
+    log = log_of(whole)
+    assert "runs 5/5 |" in log and "done | " in log and f"results in {whole}/README.md" in log
+    assert "Traceback" not in log
+
+
+def again(workdir: Path, **changes: object) -> None:
+    """The same command in this process; no worker is needed for a grid that is done."""
+    overrides = [(name, str(value)) for name, value in (GRID | changes).items()]
+    run_experiment(load_config(RECIPE, overrides, mode="experiment"), RECIPE, overrides, str(workdir))
+
+
+def test_a_finished_grid_only_makes_its_pages_anew(grids: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another figure and fewer seeds. Other settings are refused, and then nothing is changed."""
+    whole, _, _ = grids
+    monkeypatch.setattr(multiprocessing, "get_context", None)  # no worker is begun
+    before = {name: file.stat().st_mtime_ns for name, file in files(whole).items()}
+    again(whole, **{"experiment.figures": "area:zoom", "experiment.seeds": 1, "programs.cache": ""})
+    assert "| text | 1 |" in (whole / "table.md").read_text()
+    assert "![Area under the accuracy curve](figures/area" in (whole / "README.md").read_text()
+    pages = {name: (whole / name).stat().st_mtime_ns for name in ("table.md", "config.json")}
+    for changes, message in (
+        ({"steps": 3}, "of arm text: steps was 2, now 3; give another --workdir, or that value"),
+        ({"rewards.format_penalty": -0.4}, "seed_0.jsonl was made with another configuration of arm text"),
+        ({"experiment.arms": "()", "experiment.pairs": "()", "experiment.figures": "()"}, "experiment.arms: found ()"),
+        ({"experiment.baseline": "evr"}, "experiment.baseline: found 'evr'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            again(whole, **changes)
+    assert {name: file.stat().st_mtime_ns for name, file in files(whole).items()} == before
+    assert {name: (whole / name).stat().st_mtime_ns for name in pages} == pages
+
+
+def test_what_only_a_worker_sees_is_one_line_too(tmp_path: Path) -> None:
+    workdir = tmp_path / "small"
+    assert start(workdir, prompt__bucket=20, experiment__workers=1).wait(timeout=120) == 2
+    (line,) = [line for line in log_of(workdir).splitlines() if line.startswith("medvr_jax: ")]
+    assert "text seed 0: " in line and "prompt.bucket" in line and not files(workdir)
+
+
+def test_a_folder_is_of_a_run_or_of_an_experiment(grids: tuple, tmp_path: Path) -> None:
+    config = load_config(RECIPE, [("experiment.arms", "a=zoom")])
+    with pytest.raises(UserError, match="holds an experiment; give another one for a training run"):
+        prepare_workdir(grids[1], config, "train")
+    with pytest.raises(UserError, match="belongs to another config: steps was 2, now 60"):
+        prepare_workdir(grids[1], config, "experiment")
+    prepare_workdir(tmp_path, config, "experiment")
+    prepare_workdir(tmp_path, load_config(RECIPE, [("steps", "3")]), "experiment")  # nothing has been run
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="holds a training run; give another one for an experiment"):
+        prepare_workdir(tmp_path, config, "experiment")
