@@ -20,19 +20,34 @@ from ml_collections import ConfigDict
 from configs import base, variants
 from medvr_jax.configuration import override
 
-# Label=variant, and after an @ its number of seeds where that is not experiment.seeds.
-PAPER = (
-    "text=text",
-    "zoom=zoom",
-    "EVR, one pass=evr,evr.spending=one_pass",
-    "EVR, repeated=evr",
-    "CCA=cca",
-    "both=full",
-)
+# NAME=VARIANT, with @SEEDS where that is not experiment.seeds.
+PAPER = ("text=text", "zoom=zoom", "evr_one_pass=evr,evr.spending=one_pass", "evr=evr", "cca=cca", "both=full")
 FORKS = (
-    "random forks, one pass=evr,evr.spending=one_pass,evr.gate=random@5",
-    "random forks, repeated=evr,evr.gate=random@5",
-    *(f"γ = {gamma}=evr,gamma={gamma}@5" for gamma in ("0", "0.25", "1", "2")),
+    "random_one_pass=evr,evr.spending=one_pass,evr.gate=random@5",
+    "random=evr,evr.gate=random@5",
+    "uncertain=evr,evr.position=uncertain@5",
+    "gamma_0=evr,gamma=0@5",
+    "gamma_0.25=evr,gamma=0.25@5",
+    "gamma_1=evr,gamma=1@5",
+    "gamma_2=evr,gamma=2@5",
+)
+REWARDS = ("unrewarded=zoom,reward=none", "unconditional=zoom,reward=unconditional")
+SIZES = (
+    "both_4=full,rollout.trajectories=4@5",
+    "both_8=full,rollout.trajectories=8@5",
+    "both_32=full,rollout.trajectories=32@5",
+)
+SAFER = (  # what might make CCA safe
+    "cca_eta_.4=cca,rewards.eta=0.4@5",
+    "cca_soft=cca,rewards.soft_iou=true@5",
+    "cca_by_side=cca,rewards.eta_side=0.5@5",
+    "cca_2_right=cca,rewards.minimum_correct=2@5",
+    "cca_agreeing=cca,rewards.minimum_agreement=0.75@5",
+)
+# Lesions anywhere: the habit's boxes hit some of them, and consensus begins with more hits among right answers.
+ANYWHERE = tuple(
+    f"anywhere_{name}={variant},data.synthetic.lesions=anywhere@5"
+    for name, variant in (("zoom", "zoom"), ("cca", "cca"), ("cca_eta_.4", "cca,rewards.eta=0.4"), ("both", "full"))
 )
 
 
@@ -69,4 +84,29 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.grpo.clip_low, config.grpo.clip_high = 0.2, 0.28
     config.grpo.kl_weight = 0.05
     config.optimizer.learning_rate = 1e-3
+    _grid(config)
     return override(config, fields)
+
+
+def _grid(config: ConfigDict) -> None:
+    """All arms, what is compared and what is drawn."""
+    experiment = config.experiment
+    experiment.arms = PAPER + FORKS + REWARDS + SIZES + SAFER + ANYWHERE
+    experiment.baseline = "zoom"
+    experiment.pairs = (
+        "evr-evr_one_pass", "evr-random", "evr_one_pass-random_one_pass", "evr-uncertain", "both-evr", "both-cca",
+        "cca-unconditional", "unconditional-unrewarded", "zoom-unconditional",
+        "cca_eta_.4-cca", "cca_soft-cca", "cca_by_side-cca", "cca_2_right-cca", "cca_agreeing-cca",
+        "anywhere_cca-anywhere_zoom", "anywhere_cca_eta_.4-anywhere_zoom", "anywhere_both-anywhere_zoom",
+    )  # fmt: skip
+    experiment.figures = (
+        "The paper's arms=curves:text,zoom,evr,cca,both",
+        "Spending the forks=curves:zoom,evr_one_pass,evr,random_one_pass,random",
+        "Reward designs=curves:unrewarded,unconditional,zoom,cca",
+        "Zooms that hit=eval/hit_rate:zoom,evr,cca,both",
+        "Purity in training=audit/purity:zoom,evr,cca,both",
+        "evr.gamma:gamma_0,gamma_0.25,evr,gamma_1,gamma_2",
+        "rollout.trajectories:both_4,both_8,both,both_32",
+        "Area by arm=area:text,zoom,evr_one_pass,evr,cca,both",
+        "entropy:zoom,evr,cca,both",
+    )
