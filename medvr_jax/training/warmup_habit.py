@@ -92,6 +92,8 @@ class HabitRowMaker(BoxRowMaker):
 class HabitTrainer(ZoomTrainer):
     """The stages of `ZoomTrainer`, with a habit."""
 
+    call_slots, look_slots = 56, 112  # a place takes more words
+
     @functools.cached_property
     def zoomer(self) -> HabitRowMaker:
         """Makes the trajectories that zoom."""

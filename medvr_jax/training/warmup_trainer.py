@@ -29,13 +29,14 @@ from medvr_jax.training.warmup_data import RowBatch, RowMaker, batch_rows
 
 OVERVIEW = 112  # pixels: what the folder's image processor makes of the task's square images
 PATCHES = 64
-PROMPT_SLOTS, CALL_SLOTS, LOOK_SLOTS = 64, 48, 96  # P, and T of one and of two turns
+PROMPT_SLOTS = 64  # P
 
 
 class WarmupTrainer:
     """Fits stages; the subclasses say which, and what is learned in them."""
 
     probes: Mapping[str, int]  # linear probes of the tower's features: their outputs by name
+    call_slots, look_slots = 48, 96  # T of one and of two turns
 
     def __init__(self, config: Any, folder: Path, backbone_config: BackboneConfig) -> None:
         """For a recipe and the folder that `tiny_folder` wrote."""
@@ -73,7 +74,7 @@ class WarmupTrainer:
         return pack_images(drawn, PATCHES, self.config.vision)
 
     def _directs(self, prompts: list[Prompt]) -> RowBatch:
-        return self._batch(prompts, [[self.director.direct(p, self.rng)] for p in prompts], CALL_SLOTS)
+        return self._batch(prompts, [[self.director.direct(p, self.rng)] for p in prompts], self.call_slots)
 
     @functools.cached_property
     def direct_prompts(self) -> list[Prompt]:

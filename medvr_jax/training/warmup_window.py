@@ -22,7 +22,7 @@ from medvr_jax.models.vision import ImageBatch
 from medvr_jax.rollout.tools.window import Window, apply_window
 from medvr_jax.training.tiny_folder import TINY_WINDOW_SYSTEM, level_thought
 from medvr_jax.training.warmup_data import Row, RowBatch, RowMaker
-from medvr_jax.training.warmup_trainer import CALL_SLOTS, LOOK_SLOTS, PATCHES, WarmupTrainer
+from medvr_jax.training.warmup_trainer import PATCHES, WarmupTrainer
 
 
 class WindowRowMaker(RowMaker):
@@ -161,9 +161,9 @@ class WindowTrainer(WarmupTrainer):
             [self.windower.window(prompt, level, self.rng, on_lesion=on_lesion) for _ in range(each)]
             for prompt, level in asked
         ]
-        return self._batch([prompt for prompt, _ in asked], rows, LOOK_SLOTS)
+        return self._batch([prompt for prompt, _ in asked], rows, self.look_slots)
 
     def _points(self, asked: list[tuple[Prompt, int]]) -> RowBatch:
         weight = self.settings.marker_window_weight
         rows = [[self.windower.point(prompt, level, weight)] for prompt, level in asked]
-        return self._batch([prompt for prompt, _ in asked], rows, CALL_SLOTS)
+        return self._batch([prompt for prompt, _ in asked], rows, self.call_slots)

@@ -22,7 +22,7 @@ from medvr_jax.models.vision import ImageBatch
 from medvr_jax.training.tiny_folder import TINY_ZOOM_SYSTEM
 from medvr_jax.training.warmup_boxes import BoxRowMaker, Lattice
 from medvr_jax.training.warmup_data import RowBatch
-from medvr_jax.training.warmup_trainer import CALL_SLOTS, LOOK_SLOTS, OVERVIEW, PATCHES, WarmupTrainer
+from medvr_jax.training.warmup_trainer import OVERVIEW, PATCHES, WarmupTrainer
 
 
 class ZoomTrainer(WarmupTrainer):
@@ -87,7 +87,7 @@ class ZoomTrainer(WarmupTrainer):
             rows = [[self.zoomer.zoom(p, self.rng, on_lesion=False) for _ in range(settings.rows)] for p in prompts]
             plain = self._draw(self.direct_prompts, settings.direct_batch)
             return {
-                "lesion": self._batch(prompts, rows, LOOK_SLOTS),
+                "lesion": self._batch(prompts, rows, self.look_slots),
                 "reading": self._readings(settings.reading_batch),
                 "marker": self._markers(settings.marker_batch, settings.marker_box_weight),
                 "direct": self._directs(plain),
@@ -134,9 +134,9 @@ class ZoomTrainer(WarmupTrainer):
 
     def _markers(self, count: int, box_weight: float) -> RowBatch:
         prompts = self._draw(self.markers, count)
-        return self._batch(prompts, [[self.zoomer.point(p, self.rng, box_weight)] for p in prompts], CALL_SLOTS)
+        return self._batch(prompts, [[self.zoomer.point(p, self.rng, box_weight)] for p in prompts], self.call_slots)
 
     def _readings(self, count: int) -> RowBatch:
         prompts = self._draw(self.lesions, count)
         rows = [[self.zoomer.zoom(p, self.rng, on_lesion=True) for _ in range(self.settings.rows)] for p in prompts]
-        return self._batch(prompts, rows, LOOK_SLOTS)
+        return self._batch(prompts, rows, self.look_slots)
