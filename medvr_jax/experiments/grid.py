@@ -15,7 +15,7 @@ from medvr_jax.experiments.options import Grid, read_grid
 from medvr_jax.experiments.run_files import Run, read_run, run_file
 from medvr_jax.fields import leaves
 from medvr_jax.models.fingerprint import folder_fingerprint
-from medvr_jax.workdir import NOT_OF_RUNS, first_difference
+from medvr_jax.workdir import NOT_OF_RUNS, differences
 
 # Two arms that differ in one of these are not compared: other questions, or another length.
 _SAME_QUESTIONS = ("data.", "steps", "evaluate_every")
@@ -97,9 +97,9 @@ def finished_runs(folder: Path, experiment: Experiment) -> dict[str, dict[int, R
 
 def _own_run(file: Path, arm: Arm) -> Run:
     run = read_run(file)
-    other = first_difference(completed(run.config)[0], arm.config, NOT_OF_RUNS)
-    if other:
-        name, before, now = other
+    for name, before, now in differences(completed(run.config)[0], arm.config):
+        if name.startswith(NOT_OF_RUNS):
+            continue
         raise UserError(
             f"--workdir: {file} was made with another configuration of arm {arm.name}: {name} was {before!r}, now"
             f" {now!r}; give another --workdir, or that value"

@@ -9,7 +9,7 @@ from typing import Any
 
 from medvr_jax.errors import UserError
 
-_NAME = r"[A-Za-z0-9][A-Za-z0-9_.]*"
+_NAME = r"[^\W_](?:[\w .+]*[\w+])?"  # letters of any script; it is a folder too
 _ARM = re.compile(rf"({_NAME})=([^@]*)(?:@([1-9][0-9]*))?")
 _PAIR = re.compile(rf"({_NAME})-({_NAME})")
 
@@ -106,8 +106,8 @@ def _arm(text: Any, first: int, count: int) -> ArmOption:
     found = _ARM.fullmatch(text) if isinstance(text, str) else None
     if not found:
         raise UserError(
-            f"experiment.arms: found {text!r}, allowed are NAME=VARIANT and NAME=VARIANT@SEEDS with letters, digits,"
-            " '_' and '.' in NAME, e.g. 'calm=evr,gamma=0@5'"
+            f"experiment.arms: found {text!r}, allowed are NAME=VARIANT and NAME=VARIANT@SEEDS, e.g."
+            " 'calm=evr,gamma=0@5'; NAME has letters and digits, and between them spaces, '_', '.' and '+'"
         )
     name, variant, seeds = found.groups()
     return ArmOption(name, variant, tuple(range(first, first + int(seeds or count))))

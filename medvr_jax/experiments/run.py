@@ -72,6 +72,7 @@ def describe(run: Run) -> str:
 
 def write_results(folder: Path, experiment: Experiment, runs: Runs) -> Path:
     """Tables and figures made anew of the runs alone; returns the page that shows them."""
+    runs = {name: dict(sorted(of_arm.items())) for name, of_arm in runs.items()}  # they finish in any order
     tables, drawn = table(experiment, runs), figures(experiment, runs)
     replace_file(folder / "results.jsonl", result_lines(runs))
     replace_file(folder / "table.md", tables)

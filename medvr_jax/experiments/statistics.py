@@ -79,7 +79,8 @@ def power(difference: float, spread: float, count: int, alpha: float = 1 - LEVEL
 def _power(noncentrality: float, count: int, alpha: float) -> float:
     freedom = count - 1
     limit = stats.t.ppf(1 - alpha / 2, freedom)
-    return float(stats.nct.sf(limit, freedom, noncentrality) + stats.nct.cdf(-limit, freedom, noncentrality))
+    wrong_side = np.nan_to_num(stats.nct.cdf(-limit, freedom, noncentrality))  # scipy has no number below 1e-16
+    return float(stats.nct.sf(limit, freedom, noncentrality) + wrong_side)
 
 
 def _detectable_noncentrality(count: int, alpha: float) -> float:

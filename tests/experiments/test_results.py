@@ -192,7 +192,7 @@ def test_runs_of_another_configuration_are_refused(experiment: Experiment, runs:
         finished_runs(tmp_path, experiment)
     for damage in (b"", before.splitlines(keepends=True)[0], before[: len(before) // 2], b'{"arm": "calm"}\n{}\n{}\n'):
         file.write_bytes(damage)
-        with pytest.raises(UserError, match="is no finished run"):
+        with pytest.raises(UserError, match="is not a finished run"):
             finished_runs(tmp_path, experiment)
 
 
