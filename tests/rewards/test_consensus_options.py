@@ -43,8 +43,8 @@ def reference_options(boxes, valid, correct, *, minimum_agreement=0.0, soft_iou=
         {},
         {"minimum_agreement": 0.6},
         {"soft_iou": True},
-        {"eta_side": 0.37},
-        {"minimum_agreement": 0.5, "soft_iou": True, "eta_side": 0.37, "eta": 0.3},
+        {"eta_side": 0.77},
+        {"minimum_agreement": 0.5, "soft_iou": True, "eta_side": 0.77, "eta": 0.3},
     ],
     ids=lambda options: "+".join(options) or "none",
 )
