@@ -53,15 +53,21 @@ PANELS = (
     ),
     Panel(
         "Right answers",
-        "Share of trajectories, all of them and those that no fork began.",
-        (("rollout/right_rate", "right"), ("reward/accuracy_base", "accuracy of base ones")),
+        "Share of trajectories: all of them, the base ones, which are as the policy samples, and forks.",
+        (("rollout/right_rate", "all"), ("base/right_rate", "base"), ("fork/right_rate", "forks")),
         0,
         1,
     ),
     Panel(
         "Consensus",
-        "Overlap of right trajectories with what most of them looked at.",
-        (("reward/consensus_iou", "mean IoU"),),
+        "What most right trajectories looked at: their overlap with it, the shares that agree and that hit the true "
+        "place, and the share of groups that agree on another.",
+        (
+            ("reward/consensus_iou", "mean IoU"),
+            ("reward/purity", "agree"),
+            ("audit/purity", "hit"),
+            ("audit/consensus_elsewhere", "elsewhere"),
+        ),
         0,
         1,
     ),
