@@ -184,6 +184,8 @@ def get_config() -> ConfigDict:
     evaluate.temperature = 0.0  # of sampling; 0 = greedy, and then evaluate.samples = 1
     evaluate.tools = True  # off: tools are not offered, and the token that calls one is never sampled
     evaluate.system = ""  # system prompt; empty = that of the run, and of an endpoint's model the one without tools
+    # The image blanked where the policy zoomed in and where the true boxes are, each with as much elsewhere as control.
+    evaluate.masking = False  # ask each question again so, and tell how often the answer changes; greedy answers only
     evaluate.name = ""  # folder below WORKDIR/evaluation; empty = by what differs from the plain evaluation
     evaluate.compare_with = ()  # folders of other runs or evaluations: more lines of the main table, compared in pairs
     evaluate.predictions_file = ""  # answers of any model, scored instead: JSON lines of id, text and maybe sample

@@ -188,17 +188,21 @@ def test_exported_weights_are_the_same(runs: tuple[Path, Path, Path]) -> None:
 def test_an_evaluation_is_the_same(clone: Path) -> None:
     """Row for row; and byte for byte when the same processes are started again on half of the file."""
     one, two = clone / "evaluated_by_one", clone / "evaluated_by_two"
-    evaluate(small_config(**{"mesh.host_devices": 8} | RUN), one)
-    assert start(clone, two, "--mode=evaluate").wait(timeout=900) == 0, log_of(two).read_text()
+    masking = {"evaluate.masking": True}
+    evaluate(small_config(**{"mesh.host_devices": 8} | RUN | masking), one)
+    assert start(clone, two, "--mode=evaluate", **masking).wait(timeout=900) == 0, log_of(two).read_text()
+    for before, after in zip(*(lines(folder / "evaluation" / "masking.jsonl") for folder in (one, two)), strict=True):
+        assert_same(before, after)
     expected, found = (lines(folder / "evaluation" / "predictions.jsonl") for folder in (one, two))
     assert len(expected) == 12 and sum(len(row["boxes"]) for row in expected) > 6
     for before, after in zip(expected, found, strict=True):
         assert_same({name: value for name, value in before.items() if name != "box_entropy"}, after)
         assert_close(before["box_entropy"], after["box_entropy"])
-    names = ("predictions.jsonl", "results.json", "synthetic/predictions.jsonl")
+    names = ("predictions.jsonl", "results.json", "synthetic/predictions.jsonl", "synthetic/masking.jsonl")
     whole = [(two / "evaluation" / name).read_bytes() for name in names]
-    (two / "evaluation" / names[2]).write_bytes(whole[2][: len(whole[2]) // 2])
-    assert start(clone, two, "--mode=evaluate").wait(timeout=900) == 0, log_of(two).read_text()
+    for name, content in zip(names[2:], whole[2:], strict=True):
+        (two / "evaluation" / name).write_bytes(content[: len(content) // 2])
+    assert start(clone, two, "--mode=evaluate", **masking).wait(timeout=900) == 0, log_of(two).read_text()
     assert [(two / "evaluation" / name).read_bytes() for name in names] == whole
     assert log_of(two).read_text().count("evaluated the model folder") == 2
 

@@ -83,15 +83,17 @@ def samples(rows: Sequence[Row], rule: str) -> Figure:
 def majority(rows: Sequence[Row], rule: str) -> float:
     """Whether the most frequent answer of one question's samples is right; between equals the lot would decide, so that
     each counts with its share, and so does each wording of an answer. Samples without an answer do not vote."""
-    votes = grouped((row for row in rows if row.get("prediction")), _said)
+    votes = grouped((row for row in rows if row.get("prediction")), said)
     most = max(map(len, votes.values()), default=0)
     leading = [row for group in votes.values() if len(group) == most for row in group]
     return float(np.mean([correct(row, rule) for row in leading])) if leading else 0.0
 
 
-def _said(row: Row) -> str:
-    """What an answer amounts to, however it is put."""
-    prediction, kind = row["prediction"], row["answer_kind"]
+def said(row: Row) -> str | None:
+    """What an answer amounts to, however it is put; None where there is none."""
+    prediction, kind = row.get("prediction"), row["answer_kind"]
+    if not prediction:
+        return None
     meaning = None
     if kind == "choice":
         meaning = chosen_letter(prediction, row.get("options", ()))

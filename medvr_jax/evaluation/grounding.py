@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 Box = Sequence[float]
 
+ELSEWHERE = 0.5  # a consensus that holds less than this share of the true boxes' area points elsewhere
+
 
 def area(box: Box) -> float:
     """0 for an inverted or degenerate box."""

@@ -53,6 +53,17 @@ def check_options(c: Mapping[str, Any]) -> None:
         raise UserError("evaluate.system: found a prompt, but the answers of evaluate.predictions_file are given")
     if (file or endpoint) and not c["evaluate.tools"]:
         raise UserError("evaluate.tools: found false, but answers from elsewhere use no tool of ours; leave it out")
+    if c["evaluate.masking"] and (file or endpoint):
+        name = "predictions_file" if file else "endpoint"
+        raise UserError(
+            f"evaluate.masking: found true with evaluate.{name}, but only our own policy can be asked again; allowed is"
+            " false"
+        )
+    if c["evaluate.masking"] and temperature:
+        raise UserError(
+            f"evaluate.masking: found true with evaluate.temperature = {temperature:g}, but samples differ without any"
+            " mask; allowed with 0, greedy answers"
+        )
     for url, model in (("endpoint", "model"), ("judge_endpoint", "judge_model")):
         address, name = c[f"evaluate.{url}"], c[f"evaluate.{model}"]
         if address and not re.match(r"https?://[^/]", address):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from medvr_jax.evaluation.tables import write_tables
 from medvr_jax.workdir import write_atomically
 
 Row = dict[str, Any]
+_SECTIONS = ("masking", "consensus")  # what an evaluation may have been asked for beside the answers
 _MEANS = {  # of the rows of our own policy, by the rules of the reward
     "accuracy": ("correct", "accuracy by the reward's rule"),
     "hit_rate": ("hit", "zoom hits the true box"),
@@ -28,6 +29,14 @@ _MEANS = {  # of the rows of our own policy, by the rules of the reward
 }
 
 
+class Section(NamedTuple):
+    """A part of the results with a file of its own: its name, its figures, and the same as Markdown without a title."""
+
+    name: str
+    figures: Mapping[str, Any]
+    text: str
+
+
 def write_results(
     folder: Path,
     questions: Sequence[QuestionSet],
@@ -35,6 +44,7 @@ def write_results(
     provenance: Mapping[str, Any],
     evaluate: Any,
     without_tool: Path | None = None,
+    sections: Sequence[Section | None] = (),
 ) -> Path:
     """Writes predictions.jsonl, results.json, table.md and the tables of `tables.py`; returns table.md.
 
@@ -42,6 +52,7 @@ def write_results(
         rows: of each set, in order.
         provenance: whose answers they are and how they came about; `policy` is the name.
         without_tool: folder of the same evaluation with the tool forbidden, if there is to be one.
+        sections: further figures, each also in a Markdown file of its own.
     """
     provenance = dict(provenance)
     if evaluate.judge_endpoint:
@@ -52,9 +63,12 @@ def write_results(
 
     results = provenance | summarise(everything)
     results["sets"] = {one.name: _scores(found) for one, found in zip(questions, rows, strict=True)}
+    sections = [section for section in sections if section]
+    results |= {section.name: section.figures for section in sections}
+    _write_sections(folder, provenance["policy"], sections)
     write_atomically(folder / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    write_atomically(folder / "table.md", _table(results))
-    others = _others(evaluate.compare_with, provenance["policy"])
+    write_atomically(folder / "table.md", _table(results) + "".join(_as_text(section, "##") for section in sections))
+    others = {name: read_rows(file) for name, file in other_runs(evaluate.compare_with, provenance["policy"]).items()}
     without = _without_tool(without_tool, results) if without_tool else None
     write_tables(
         folder,
@@ -86,8 +100,8 @@ def read_rows(file: Path) -> list[Row]:
         raise UserError(f"evaluate.compare_with: {file} cannot be read: {error}") from error
 
 
-def _others(folders: Sequence[str], own: str) -> dict[str, list[Row]]:
-    """The rows of other evaluations by their policies' names, with the folder where names are not enough."""
+def other_runs(folders: Sequence[str], own: str) -> dict[str, Path]:
+    """predictions.jsonl of other evaluations by their policies' names, with the folder where names are not enough."""
     files = [predictions_of(folder) for folder in folders]
     names = [_policy(file.with_name("results.json")) for file in files]
     clear = [name and [own, *names].count(name) == 1 for name in names]
@@ -95,7 +109,7 @@ def _others(folders: Sequence[str], own: str) -> dict[str, list[Row]]:
         name if enough else f"{name} ({folder})" if name else folder
         for name, enough, folder in zip(names, clear, folders, strict=True)
     )
-    return dict(zip(titles, map(read_rows, files), strict=True))
+    return dict(zip(titles, files, strict=True))
 
 
 def _policy(file: Path) -> str:
@@ -128,6 +142,18 @@ def _without_tool(folder: Path, results: Mapping[str, Any]) -> list[Row] | None:
     if other.get("weights") != results["weights"]:
         return None
     return read_rows(file.with_name("predictions.jsonl"))
+
+
+def _write_sections(folder: Path, policy: str, sections: Sequence[Section]) -> None:
+    """The sections' own files; those of an earlier evaluation that had more do not stay."""
+    for name in _SECTIONS:
+        (folder / f"{name}.md").unlink(missing_ok=True)
+    for section in sections:
+        write_atomically(folder / f"{section.name}.md", _as_text(section, "#", f", {policy}").lstrip())
+
+
+def _as_text(section: Section, mark: str, more: str = "") -> str:
+    return f"\n{mark} {section.name.capitalize()}{more}\n\n{section.text}\n"
 
 
 def _table(results: Mapping[str, Any]) -> str:

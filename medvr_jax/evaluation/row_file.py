@@ -16,23 +16,29 @@ from typing import Any
 from medvr_jax.errors import UserError
 from medvr_jax.workdir import write_atomically
 
-Key = tuple[str, int]  # the question's id and the number of the sample
+Key = tuple[str, int | str]  # the question's id, and the number of the sample or what else tells its rows apart
 
 
 class RowFile:
     """FOLDER/NAME.jsonl with one row for each key; `close` it, or use it as a context manager."""
 
     def __init__(
-        self, folder: Path, keys: Sequence[Key], identity: Mapping[str, Any], name: str = "predictions"
+        self,
+        folder: Path,
+        keys: Sequence[Key],
+        identity: Mapping[str, Any],
+        name: str = "predictions",
+        part: str = "sample",
     ) -> None:
         """Opens the file, or begins it.
 
         Args:
             keys: of all rows, in the order of the finished file.
             identity: flat, plain JSON: what the rows depend on.
+            part: the field of a row that is the second part of its key.
         """
         self.path, self._manifest = folder / f"{name}.jsonl", folder / f"{name}.manifest.json"
-        self._keys, self._lines = tuple(keys), {}
+        self._keys, self._lines, self._part = tuple(keys), {}, part
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder)
         self._note = self._put_aside_others(json.loads(json.dumps(dict(identity))))
@@ -62,7 +68,7 @@ class RowFile:
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Adds rows that are not there yet; when this returns, they are on disk."""
-        new = {_key(row): (json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows}
+        new = {self._key(row): (json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows}
         new = {key: line for key, line in new.items() if key not in self._lines}
         with self.path.open("ab") as stream:
             stream.write(b"".join(new.values()))
@@ -100,13 +106,25 @@ class RowFile:
         self.path.touch()
         content, wanted, good = self.path.read_bytes(), set(self._keys), 0
         for line in content.splitlines(keepends=True):
-            key = _key_of_line(line)
+            key = self._key_of_line(line)
             if key is None or key not in wanted or key in self._lines:
                 break
             self._lines[key] = line
             good += len(line)
         if good < len(content):
             os.truncate(self.path, good)
+
+    def _key(self, row: Mapping[str, Any]) -> Key:
+        return row["id"], row[self._part]
+
+    def _key_of_line(self, line: bytes) -> Key | None:
+        if not line.endswith(b"\n"):
+            return None
+        try:
+            identity, part = self._key(json.loads(line))
+            return (identity, part) if isinstance(identity, str) and isinstance(part, int | str) else None
+        except (ValueError, KeyError, TypeError):
+            return None
 
     def close(self) -> None:
         """Lets others have the folder."""
@@ -117,20 +135,6 @@ class RowFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _key(row: Mapping[str, Any]) -> Key:
-    return row["id"], row["sample"]
-
-
-def _key_of_line(line: bytes) -> Key | None:
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        identity, sample = _key(json.loads(line))
-        return (identity, sample) if isinstance(identity, str) and isinstance(sample, int) else None
-    except (ValueError, KeyError, TypeError):
-        return None
 
 
 def _difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

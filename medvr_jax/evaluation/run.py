@@ -7,30 +7,29 @@ first batch that is not there, with the same batches as before, so that it ends 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from medvr_jax import assembly, distributed
+from medvr_jax import distributed
 from medvr_jax.configuration import leaves
-from medvr_jax.datasets.example import Example
-from medvr_jax.evaluation.answers import Answer, Batch, answer, make_batches
+from medvr_jax.evaluation.answering import Answering, make_ready
+from medvr_jax.evaluation.answers import Answer, Batch, answer
+from medvr_jax.evaluation.consensus_audit import audit_section
 from medvr_jax.evaluation.greedy import make_prediction
+from medvr_jax.evaluation.masking import ask_masked, masking_section
 from medvr_jax.evaluation.options import evaluation_folder, folder_without_tool
-from medvr_jax.evaluation.policy import PolicyWeights, find_weights, load_weights
-from medvr_jax.evaluation.questions import QuestionSet, looked_through, read_questions
+from medvr_jax.evaluation.policy import PolicyWeights, find_weights
+from medvr_jax.evaluation.questions import QuestionSet, read_questions
 from medvr_jax.evaluation.records import make_row, of_policy
-from medvr_jax.evaluation.results import write_results
+from medvr_jax.evaluation.results import Row, write_results
 from medvr_jax.evaluation.row_file import Key, RowFile
-from medvr_jax.inputs.batches import check_room
-from medvr_jax.inputs.survey import prompt_sizes, rooms
 from medvr_jax.reports.progress import Progress
-from medvr_jax.rollout.engine import RolloutEngine
 
 # What the rows depend on, beside the weights and the questions.
 _FIELDS = ("prompt.", "rollout.", "model.compute_dtype", "model.parameter_dtype", "model.attention")
@@ -48,14 +47,12 @@ def evaluate(config: Any, workdir: str | Path) -> None:
     weights = find_weights(config, workdir)
     folder = evaluation_folder(config.evaluate, workdir)
     print(f"evaluating {weights.name}: {', '.join(f'{len(q.ids)} questions of {q.name}' for q in questions)}")
-    with contextlib.ExitStack() as opened:
-        files = _open(config, folder, questions, weights, opened)
-        done = [set(map(tuple, keys)) for keys in distributed.gather_json([sorted(f.done) for f in files])[0]]
-        if any(len(d) < len(q.ids) * config.evaluate.samples for d, q in zip(done, questions, strict=True)):
-            _answer_all(config, workdir, questions, weights, files, done)
-        if not distributed.is_main():
-            return
-        rows = [file.finish() for file in files]
+    identities = [_identity(config, one, weights) for one in questions]
+    ready = functools.cache(lambda: make_ready(config, workdir, questions, weights))
+    rows = _answer_all(config, folder, questions, identities, ready)
+    masked = ask_masked(folder, questions, rows, identities, ready) if config.evaluate.masking else None
+    if not distributed.is_main():
+        return
     provenance = {
         "policy": weights.name,
         "step": weights.step,
@@ -64,8 +61,12 @@ def evaluate(config: Any, workdir: str | Path) -> None:
         "decoding": _decoding(config.evaluate),
         "tools": list(config.rollout.tools),
     }
+    sections = [
+        masking_section(folder, questions, rows, masked, config.evaluate.compare_with, weights.name),
+        audit_section(questions, rows, config.rewards.raster, config.rewards.eta),
+    ]
     without_tool = folder_without_tool(config.evaluate, workdir)
-    table = write_results(folder, questions, rows, provenance, config.evaluate, without_tool)
+    table = write_results(folder, questions, rows, provenance, config.evaluate, without_tool, sections)
     print(f"evaluated {weights.name}: {table}")
 
 
@@ -84,20 +85,6 @@ def _decoding(evaluate: Any) -> str:
     return f"{evaluate.samples} sample{'s' if evaluate.samples > 1 else ''} at temperature {evaluate.temperature:g}"
 
 
-def _open(
-    config: Any, folder: Path, questions: Sequence[QuestionSet], weights: PolicyWeights, opened: contextlib.ExitStack
-) -> list[RowFile]:
-    """The files of all sets on process 0, none on the others."""
-    files: list[RowFile] = []
-    with distributed.together():
-        for one in questions if distributed.is_main() else ():
-            keys = [(identity, sample) for identity in one.ids for sample in range(config.evaluate.samples)]
-            file = RowFile(folder / one.name, keys, _identity(config, one, weights))
-            file.tell()
-            files.append(opened.enter_context(file))
-    return files
-
-
 def _identity(config: Any, questions: QuestionSet, weights: PolicyWeights) -> dict[str, Any]:
     fields = {
         name: value for name, value in leaves(config) if name.startswith(_FIELDS) and name not in _OF_TRAINING
@@ -111,59 +98,33 @@ def _identity(config: Any, questions: QuestionSet, weights: PolicyWeights) -> di
 
 def _answer_all(
     config: Any,
-    workdir: str | Path,
+    folder: Path,
     questions: Sequence[QuestionSet],
-    weights: PolicyWeights,
-    files: Sequence[RowFile],
-    done: Sequence[set[Key]],
-) -> None:
-    parts = assembly.assemble(config, splits=())
-    params = load_weights(parts, weights, workdir)
-    with distributed.together():
-        plans, sizes = _plan(parts, questions)
-    engine = parts.engine(assembly.evaluation_rollout(config, parts.backbone, sizes))
-    if not config.evaluate.tools:
-        engine.forbid_calls()
-    for number, (one, plan) in enumerate(zip(questions, plans, strict=True)):
-        file = files[number] if files else None
-        _answer_set(parts, params, engine, one, plan, file, done[number])
-
-
-def _plan(
-    parts: assembly.Parts, questions: Sequence[QuestionSet]
-) -> tuple[list[list[Batch]], tuple[tuple[int, int], ...]]:
-    """Batches of each set with questions of like size together, the largest first, and the sizes to pad them to."""
-    prompt, size = parts.config.prompt, parts.config.data.evaluation_batch
-    plans, needed = [], []
-    for one in questions:
-        room = np.concatenate([_room(parts, examples) for examples in looked_through(one.examples)])
-        batches = make_batches(np.lexsort((-room[:, 1], -room[:, 0])).tolist(), size)
-        plans.append(batches)
-        needed += [room[batch.indices].max(axis=0) for batch in batches]
-    largest, unit = (prompt.bucket, prompt.patches), parts.encoder.merge_size**2
-    return plans, prompt_sizes(np.array(needed), largest, count=prompt.sizes, merge_unit=unit)
-
-
-def _room(parts: assembly.Parts, examples: Sequence[Example]) -> np.ndarray:
-    """Tokens and patches `[n, 2]` that the examples need; UserError for one that is too large."""
-    prompt, found = parts.config.prompt, rooms(examples, parts.encoder)
-    for example, room in zip(examples, found, strict=True):
-        limits = (prompt.bucket, prompt.images, prompt.patches)
-        check_room(example.id, *room.tolist(), len(example.images), *limits)
-    return found
+    identities: Sequence[dict[str, Any]],
+    ready: Callable[[], Answering],
+) -> list[list[Row]]:
+    """All rows of each set on process 0, none on the others; answers what is missing."""
+    samples = range(config.evaluate.samples)
+    with contextlib.ExitStack() as opened:
+        files: list[RowFile] = []
+        with distributed.together():
+            for one, identity in zip(questions, identities, strict=True) if distributed.is_main() else ():
+                keys = [(name, sample) for name in one.ids for sample in samples]
+                file = RowFile(folder / one.name, keys, identity)
+                file.tell()
+                files.append(opened.enter_context(file))
+        done = [set(map(tuple, keys)) for keys in distributed.gather_json([sorted(f.done) for f in files])[0]]
+        for number, one in enumerate(questions):
+            if len(done[number]) < len(one.ids) * len(samples):
+                _answer_set(ready(), one, ready().plans[number], files[number] if files else None, done[number])
+        return [file.finish() for file in files]
 
 
 def _answer_set(
-    parts: assembly.Parts,
-    params: nnx.State,
-    engine: RolloutEngine,
-    questions: QuestionSet,
-    plan: Sequence[Batch],
-    file: RowFile | None,
-    done: set[Key],
+    ready: Answering, questions: QuestionSet, plan: Sequence[Batch], file: RowFile | None, done: set[Key]
 ) -> None:
     """Answers the batches of which something is missing; process 0 writes the rows of all processes."""
-    config = parts.config
+    parts, config = ready.parts, ready.parts.config
 
     def finished(batch: Batch) -> bool:
         ids = [questions.ids[index] for index in batch.indices[: batch.counted]]
@@ -173,7 +134,7 @@ def _answer_set(
     count = len(questions.ids) - sum(batch.counted for batch in ahead)
     rows = parts.rows(config.data.evaluation_batch)
     key = jax.random.key(config.seed)
-    answers = answer(engine, params, parts.encoder, questions.examples, ahead, rows, key)
+    answers = answer(ready.engine, ready.params, parts.encoder, questions.examples, ahead, rows, key)
     with Progress(len(questions.ids), count, f"evaluate {questions.name}") as progress:
         for batch, found in zip(ahead, answers, strict=True):
             parts_of_all = distributed.gather_json([[one.index, _row(questions.name, one)] for one in found])

@@ -14,7 +14,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +22,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from medvr_jax.inputs import intensities
+from medvr_jax.inputs.blanking import PixelBox, blank
 
 Window = tuple[float, float]  # (centre, width)
 
@@ -38,7 +39,18 @@ class Framed:
         return str(self.path)
 
 
-Source = bytes | str | Path | Framed
+@dataclasses.dataclass(frozen=True)
+class Blanked:
+    """An image with regions of it painted out, see `blanking`, in the place of its file."""
+
+    source: bytes | str | Path | Framed
+    regions: tuple[PixelBox, ...]
+
+    def __str__(self) -> str:
+        return f"{'image bytes' if isinstance(self.source, bytes) else self.source}, masked"
+
+
+Source = bytes | str | Path | Framed | Blanked
 
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM", "JPEG2000")  # of Pillow's
 _DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -134,6 +146,8 @@ def _too_large(pixels: int) -> ImageFault:
 
 def read_header(source: Source) -> Header:
     """The header; ImageFault if there is none that can be read, or if it tells of too many pixels."""
+    if isinstance(source, Blanked):
+        return read_header(source.source)
     source = source.path if isinstance(source, Framed) else source
     with _stream(source) as (stream, is_dicom):
         if is_dicom:
@@ -154,6 +168,8 @@ def read_picture(source: Source, frame: int = 0, window: Window | None = None) -
     """
     if isinstance(source, Framed):
         return read_picture(source.path, source.frame, source.window)
+    if isinstance(source, Blanked):
+        return _blanked(read_picture(source.source, frame, window), source.regions)
     with _stream(source) as (stream, is_dicom):
         if is_dicom:
             from medvr_jax.inputs import dicom
@@ -173,6 +189,14 @@ def read_picture(source: Source, frame: int = 0, window: Window | None = None) -
         rgb, notes = rgb.transpose(_TURNS[turn]), (*notes, "turned as its EXIF orientation says")
         levels = None if levels is None else np.asarray(Image.fromarray(levels).transpose(_TURNS[turn]))
     return Picture(rgb, header, window, notes, levels)
+
+
+def _blanked(picture: Picture, regions: Sequence[PixelBox]) -> Picture:
+    """The same with the regions painted out, in what tools work on as in what is shown."""
+    if picture.levels is not None:
+        levels = blank(picture.levels, regions)
+        return dataclasses.replace(picture, image=shown(levels), levels=levels)
+    return dataclasses.replace(picture, image=Image.fromarray(blank(np.asarray(picture.image), regions)))
 
 
 def fault_of(source: Source, *, pixels: bool = True) -> str | None:

@@ -11,15 +11,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from medvr_jax.evaluation.grounding import ELSEWHERE
+
 
 class Agreement(NamedTuple):
     """Of one group: counts [R, R] int32, how many voters looked at each pixel; mask [R, R] bool, the consensus;
-    voters, how many there are; covered, the share of the true boxes' area inside the mask (None where unknown)."""
+    voters, how many there are; covered, the share of the true boxes' area inside the mask, and iou, the overlap of the
+    two (None where no true box is known)."""
 
     counts: np.ndarray
     mask: np.ndarray
     voters: int
     covered: float | None
+    iou: float | None
+
+    @property
+    def elsewhere(self) -> bool | None:
+        """Whether there is a consensus that holds less than half of the true boxes; None where none is known."""
+        return None if self.covered is None else bool(self.mask.any()) and self.covered < ELSEWHERE
 
 
 def agreement(records: Sequence[Mapping[str, Any]], raster: int) -> Agreement:
@@ -35,8 +44,9 @@ def agreement(records: Sequence[Mapping[str, Any]], raster: int) -> Agreement:
         counts += union(record["boxes"], raster)
     mask = 2 * counts > len(voters)
     true = union(records[0]["true_boxes"], raster)
-    covered = float((mask & true).sum() / true.sum()) if true.any() else None
-    return Agreement(counts, mask, len(voters), covered)
+    known, shared = bool(true.any()), float((mask & true).sum())
+    covered = shared / float(true.sum()) if known else None
+    return Agreement(counts, mask, len(voters), covered, shared / float((mask | true).sum()) if known else None)
 
 
 def _votes(record: Mapping[str, Any]) -> bool:

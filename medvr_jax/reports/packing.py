@@ -53,7 +53,7 @@ def script_json(value: Any) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def index_entry(records: Sequence[Record]) -> dict[str, Any]:
+def index_entry(records: Sequence[Record], agreement: Agreement) -> dict[str, Any]:
     """What lists, filters and orders need to know of a group."""
     first = records[0]
     return {
@@ -62,6 +62,7 @@ def index_entry(records: Sequence[Record]) -> dict[str, Any]:
         "question": first["question"],
         "disagreement": rounded(disagreement(records)),
         "entropy": rounded(_mean_entropy(records)),
+        "elsewhere": agreement.elsewhere,
         "trajectories": [_index_row(record) for record in records],
     }
 
@@ -104,6 +105,7 @@ def group_piece(
         "resized": first.get("resized_size"),
         "truth": [[rounded(v, 5) for v in box] for box in first["true_boxes"]],
         "covered": rounded(agreement.covered),
+        "overlap": rounded(agreement.iou),
         "voters": agreement.voters,
         "counts": base64.b64encode(agreement.counts.clip(max=255).astype(np.uint8).tobytes()).decode(),
         "mask": base64.b64encode(np.packbits(agreement.mask, bitorder="little").tobytes()).decode(),

@@ -1,6 +1,7 @@
 """`report/index.html`: a run on one page that needs nothing else, made only of what the run wrote.
 
-Read are `metrics.jsonl`, `rollouts/step_*.jsonl` and `rollouts/images/`.
+Read are `metrics.jsonl`, `rollouts/step_*.jsonl`, `rollouts/images/` and, where there is one, the masking test of
+`evaluation/`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from medvr_jax.errors import UserError
-from medvr_jax.reports import charts, summary, viewer
+from medvr_jax.reports import charts, masking, summary, viewer
 from medvr_jax.reports.metrics import FILE_NAME, json_lines, read_metrics, replace_file
 from medvr_jax.reports.rollouts import rollout_steps
 from medvr_jax.reports.text import escape, number, percent
@@ -48,6 +49,7 @@ def render(workdir: Path, rows: Sequence[dict[str, Any]], groups_shown: int, ras
         raster=raster,
         overview=curves + charts.curves(rows),
         figures=table(rows),
+        masking=masking.section(workdir),
     )
 
 

@@ -21,7 +21,7 @@ from medvr_jax.reports.text import escape
 Records = Sequence[Mapping[str, Any]]
 
 _WEB = Path(__file__).parent / "web"
-_STYLES = ("base.css", "overview.css", "trajectories.css", "reading.css")
+_STYLES = ("base.css", "overview.css", "trajectories.css", "reading.css", "masking.css")
 _SCRIPTS = (
     "elements.js", "theme.js", "curves.js", "data.js", "list.js", "picture.js", "tree.js", "tokens.js", "reading.js",
     "group.js", "keys.js", "start.js",
@@ -62,9 +62,11 @@ def whole_page(
     raster: int,
     overview: str = "",
     figures: str = "",
+    masking: str = "",
     notice: str = "",
 ) -> str:
-    """As `groups_page`, with the overview and the table of figures as HTML; parts that are empty have no tab."""
+    """As `groups_page`, with the overview, the table of figures and the masking test as HTML; parts that are empty have
+    no tab."""
     style = "\n".join((_WEB / name).read_text("utf-8") for name in _STYLES)
     script = '"use strict";\n(() => {\n' + "\n".join((_WEB / name).read_text("utf-8") for name in _SCRIPTS) + "\n})();"
     head = (_WEB / "head.js").read_text("utf-8")
@@ -76,6 +78,7 @@ def whole_page(
         ("overview", "Overview", overview),
         ("trajectories", "Trajectories", _PLACE if groups else ""),
         ("figures", "Figures", figures),
+        ("masking", "Masking", masking),
     ]
     sections = [section for section in sections if section[2]]
     links = "".join(f'<a href="#{name}">{label}</a>' for name, label, _ in sections)
@@ -120,12 +123,14 @@ def _fingerprint(text: str) -> str:
 def _trajectory_data(groups: Sequence[tuple[Records, bytes | None]], raster: int) -> Iterator[tuple[str, Any]]:
     """The pieces of data that the script reads, with their names: the groups', the vocabulary, the index."""
     groups = [(sorted(records, key=lambda record: record["slot"]), image) for records, image in groups]
-    vocabulary = packing.Vocabulary()
+    vocabulary, entries = packing.Vocabulary(), []
     for number, (records, image) in enumerate(groups):
-        yield f"group-{number}", packing.group_piece(records, picture(image), agreement(records, raster), vocabulary)
+        found = agreement(records, raster)
+        entries.append(packing.index_entry(records, found))
+        yield f"group-{number}", packing.group_piece(records, picture(image), found, vocabulary)
     if groups:
         yield "vocabulary", vocabulary.packed()
-        yield "index", {"raster": raster, "groups": [packing.index_entry(records) for records, _ in groups]}
+        yield "index", {"raster": raster, "groups": entries}
 
 
 def _data(name: str, value: Any) -> str:

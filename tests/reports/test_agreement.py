@@ -54,6 +54,9 @@ def test_true_places_and_unknown_answers() -> None:
     same = [record | {"boxes": [[0, 0, 0.5, 0.5]]} for _ in range(2)] + [record | {"boxes": []}]
     found = agreement(same, 64)
     assert found.mask[:32, :32].all() and found.mask.sum() == 32 * 32 and found.voters == 3 and found.covered == 0.25
+    assert found.iou == pytest.approx(0.25 / 1.75) and found.elsewhere is True
+    on = agreement([record | {"boxes": [[0.25, 0.25, 0.75, 0.5]]}], 64)  # half of it
+    assert on.covered == on.iou == 0.5 and on.elsewhere is False
     unknown = {"boxes": [[0, 0, 1, 0.5]], "correct": None, "true_boxes": []}
     found = agreement([unknown, unknown, unknown | {"boxes": [[0, 0, 1, 1]], "agrees": False}], 8)
     assert found.voters == 2 and found.mask[:4].all() and not found.mask[4:].any()
@@ -61,3 +64,5 @@ def test_true_places_and_unknown_answers() -> None:
     assert alone.voters == 0 and not alone.mask.any()
     nobody = agreement([record | {"boxes": [[0, 0, 1, 1]], "correct": False}], 8)
     assert nobody.voters == 0 and not nobody.mask.any() and nobody.covered == 0
+    assert nobody.iou == 0 and nobody.elsewhere is False
+    assert unknown["true_boxes"] == [] and agreement([unknown] * 3, 8).elsewhere is None and alone.iou is None

@@ -166,6 +166,60 @@ def test_a_trajectory_shows_its_text_crop_rewards_and_entropies(browser: Any, ru
         assert page.locator(".observation .placeholder").text_content() == "[image: 16 tokens]"
 
 
+def painted(boxes: list[list[float]]) -> np.ndarray:
+    """The pixels whose centre lies in a box."""
+    right = {"boxes": boxes, "correct": True}
+    return votes([right]) > 0
+
+
+def test_origins_are_counted_apart(browser: Any, run: Path, records: dict) -> None:
+    for (step, number), group in records.items():
+        with Watched(browser, index(run), f"#step={step}&group={number}&slot=0") as page:
+            parts = []
+            for origin, label in (("base", "base"), ("fork", "forks"), ("fresh", "fresh")):
+                some = [record["correct"] for record in group if record["origin"] == origin]
+                parts += [f"{label} {sum(some)} of {len(some)}"] if some else []
+            right = f"{sum(record['correct'] for record in group)} of {len(group)} right"
+            assert len(parts) > 1 and text(page, ".about > .quiet").startswith(f"{right} ({', '.join(parts)})")
+
+
+def test_where_the_consensus_points(browser: Any, tmp_path: Path) -> None:
+    """On the true place, elsewhere, nowhere: as a fact, and as a filter where the place is known."""
+    rng, true = np.random.default_rng(0), [0.5, 0.5, 0.625, 0.625]
+    boxes = {"on": [0.45, 0.45, 0.7, 0.7], "off": [0.55, 0.55, 0.8, 0.8], "far": [0.1, 0.1, 0.3, 0.3]}
+    groups = []
+    for number, (name, box) in enumerate(boxes.items()):
+        group = made_group(rng, 0, number, 8, 0.5, np.array([0.4, 0.6]))
+        for slot, record in enumerate(group):
+            record |= {"correct": slot < 5, "boxes": [box] if slot < 4 else [], "true_boxes": [true], "question": name}
+        groups.append((group, None))
+    split = json.loads(json.dumps(groups[0][0]))
+    for slot, record in enumerate(split):
+        record |= {"group": 3, "question": "split", "boxes": [boxes["far" if slot % 2 else "on"]]}
+    split[0]["correct"] = False
+    unknown = [record | {"group": 4, "question": "unknown", "true_boxes": []} for record in groups[2][0]]
+    file = written(tmp_path, [*groups, (split, None), (unknown, None)])
+    facts = {}
+    with Watched(browser, file, "#trajectories") as page:
+        for number in range(5):
+            page.evaluate(f"location.hash = 'step=0&group={number}&slot=0'")
+            expect(page.locator(".where p")).to_contain_text(f"group {number}")
+            facts[text(page, ".about h3")] = text(page, ".about > .quiet")
+        page.locator('[data-filter="elsewhere"]').click()
+        assert [text_ for text_ in page.locator(".entry .asks").all_text_contents()] == ["off", "far"]
+        assert text(page, ".count") == "16 trajectories in 2 groups"
+    lesion = painted([true])
+    for name, box in boxes.items():
+        looked = painted([box])
+        iou, covered = ((looked & lesion).sum() / other.sum() for other in (looked | lesion, lesion))
+        assert f"IoU {iou:.2f}" in facts[name] and f"covering {round(100 * covered)}\u00a0%" in facts[name]
+        assert ("points elsewhere" in facts[name]) == (covered < 0.5) == (name != "on")
+    assert "no consensus" in facts["split"] and "points elsewhere" not in facts["split"]
+    assert "consensus on" in facts["unknown"] and "IoU" not in facts["unknown"]
+    with Watched(browser, written(tmp_path, [(unknown, None)]), "#trajectories") as page:
+        assert page.locator(".chip[data-filter]").count() == 5
+
+
 def test_forks_are_followed_both_ways(browser: Any, run: Path, records: dict) -> None:
     group = records[11, 1]
     child = next(record for record in group if record["origin"] == "fork")

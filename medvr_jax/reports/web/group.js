@@ -9,17 +9,27 @@ const answerView = (group) => (group.options.length
       right && el("span", { class: "hidden" }, "(right)"));
   })) : group.answer ? el("p", { class: "options" }, "Answer: ", el("b", { dir: "auto" }, group.answer)) : null);
 
+// How many are right, those that a fork began apart: forks are not drawn from the policy as the others are.
+const ORIGINS = [["base", "base"], ["fork", "forks"], ["fresh", "fresh"]];
+const rightFacts = (all) => {
+  const share = (some) => `${some.filter((t) => t.correct).length} of ${some.length}`;
+  const parts = ORIGINS.map(([origin, label]) => [label, all.filter((t) => t.origin === origin)]).filter(([, some]) => some.length);
+  const apart = parts.length > 1 ? ` (${parts.map(([label, some]) => `${label} ${share(some)}`).join(", ")})` : "";
+  return `${share(all)} right${apart}`;
+};
+
 const groupFacts = (group, entry) => {
   const all = group.trajectories, granted = group.decisions.filter((d) => d.granted).length;
   const asked = group.decisions.filter((d) => d.asked).length;
   let covered = 0;
   for (let pixel = 0; pixel < group.counts.length; pixel += 1) covered += group.mask(pixel);
   const facts = [
-    judged && `${all.filter((t) => t.correct).length} of ${all.length} right`,
+    judged && rightFacts(all),
     `${entry.trajectories.filter((row) => row.looked).length} looked closer`,
     asked > 0 && `${granted} of ${plural(asked, "asked fork")} granted`,
     covered ? `consensus on ${percent(covered / group.counts.length)} of the image` : "no consensus",
-    covered > 0 && group.covered !== null && `covering ${percent(group.covered)} of the true place`,
+    covered > 0 && group.covered !== null && `covering ${percent(group.covered)} of the true place, IoU ${fixed(group.overlap)}`,
+    entry.elsewhere && "it points elsewhere",
     entry.disagreement > 0 && `answers disagree ${percent(entry.disagreement)}`,
   ];
   return facts.filter(Boolean).join(" · ");

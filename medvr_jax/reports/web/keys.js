@@ -48,7 +48,7 @@ const closeList = () => root.classList.remove("listing");
 const KEYS = [
   ["j, k", "next, previous trajectory"], ["→, ←", "next, previous group"], ["↓, ↑", "within a list that has the focus"],
   ["f", "follow the first fork"], ["p", "go to the parent"], ["/", "search"], ["Esc", "leave the search, close"],
-  ["t", "theme"], ["1, 2, 3", "overview, trajectories, figures"], ["?", "this help"],
+  ["t", "theme"], ["1, 2, 3, 4", "the sections, as they stand above"], ["?", "this help"],
 ];
 const help = el("dialog", { class: "help", "aria-labelledby": "help-title" },
   el("h2", { id: "help-title" }, "Keys"), el("dl", {}, KEYS.map(([key, what]) => el("div", {}, el("dt", {}, el("kbd", {}, key)), el("dd", {}, what)))),
@@ -80,7 +80,7 @@ document.addEventListener("keydown", (event) => {
   if (typing || help.open || (event.target.matches("input") && event.key.startsWith("Arrow"))) return;
   if (event.key === "?") help.showModal();
   else if (event.key === "t") nextTheme();
-  else if (/^[1-3]$/.test(event.key)) {
+  else if (/^[1-4]$/.test(event.key)) {
     const name = root.dataset.sections.split(" ")[Number(event.key) - 1];
     if (name) location.hash = name;
   } else if (root.dataset.tab !== "trajectories" || !index.groups.length) return;

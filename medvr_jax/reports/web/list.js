@@ -7,6 +7,7 @@ const FILTERS = [
   ["forked", "Forked", (row) => row.forked],
   ["blind", "No zoom", (row) => !row.looked],
   ["truncated", "Truncated", (row) => row.truncated],
+  ["elsewhere", "Consensus elsewhere", (row, group) => group.elsewhere],
 ];
 const share = (group, test) => group.trajectories.filter(test).length / group.trajectories.length;
 const ORDERS = [
@@ -19,12 +20,13 @@ const ORDERS = [
 ];
 const judged = index.groups.some((group) => group.trajectories.some((row) => row.correct !== null));
 const steps = [...new Set(index.groups.map((group) => group.step))].sort((a, b) => a - b);
-const usable = ([name]) => judged || !["right", "wrong"].includes(name);
+const located = index.groups.some((group) => group.elsewhere !== null);
+const usable = ([name]) => (judged || !["right", "wrong"].includes(name)) && (located || name !== "elsewhere");
 
 const filtering = () => state.filters.size > 0 || state.search !== "";
 const passes = (place, number) => {
-  const row = index.groups[place].trajectories[number];
-  for (const [name, , test] of FILTERS) if (state.filters.has(name) && !test(row)) return false;
+  const group = index.groups[place], row = group.trajectories[number];
+  for (const [name, , test] of FILTERS) if (state.filters.has(name) && !test(row, group)) return false;
   if (!state.search) return true;
   const { common, own } = searchText(place, number);
   return common.includes(state.search) || own.includes(state.search);
