@@ -21,9 +21,9 @@ class ArmTrainer:
     """Holds the programs of an arm. What a run computes depends on the arm and the seed alone, not on the runs before
     it: prompts are padded to the sizes that suit the recipe's own seed."""
 
-    def __init__(self, config: Any, note: Note) -> None:
+    def __init__(self, parts: assembly.Parts, note: Note) -> None:
         """Compiles everything, or reads it from the disk."""
-        self._trainer = Trainer(assembly.assemble(config))
+        self._trainer = Trainer(parts)
         programs.warm_up(self._trainer.programs(), lambda done, total, _: note(f"compiling {done}/{total}"))
         self._start = self._trainer.snapshot()
 

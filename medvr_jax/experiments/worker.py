@@ -191,6 +191,7 @@ def _take_tasks(connection: Connection) -> None:
     devices.start_devices(task.config["mesh"]["host_devices"], task.config["programs"]["cache"])
     limit_pixels(task.config["data"]["max_image_pixels"])
 
+    from medvr_jax import assembly
     from medvr_jax.experiments.arm import ArmTrainer
     from medvr_jax.experiments.run_files import write_run
 
@@ -202,7 +203,8 @@ def _take_tasks(connection: Connection) -> None:
                 trainer.close()
                 del trainer
                 _forget_programs()
-            arm, trainer = task.arm, ArmTrainer(FrozenConfigDict(ConfigDict(task.config, type_safe=False)), note)
+            config = FrozenConfigDict(ConfigDict(task.config, type_safe=False))
+            arm, trainer = task.arm, ArmTrainer(assembly.assemble(config), note)
         write_run(task.file, trainer.run(task.arm, task.seed, task.model, note))
         connection.send(Finished(task))
         task = connection.recv()

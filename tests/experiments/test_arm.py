@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import pytest
 
 from medvr_jax import assembly, programs
@@ -12,7 +13,7 @@ from medvr_jax.experiments.arm import ArmTrainer, train_rows
 from medvr_jax.training.trainer import Trainer
 from tests.tiny_run import largest_sizes_alone, small_config
 
-SIZES = {"data__prompts_per_step": 8, "rollout__trajectories": 4, "steps": 2, "evaluate_every": 1}
+SIZES = {"rollout__trajectories": 4, "steps": 2, "evaluate_every": 1}
 
 
 def without_times(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -22,7 +23,7 @@ def without_times(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def test_a_restarted_trainer_equals_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
     largest_sizes_alone(monkeypatch)
     said: list[str] = []
-    arm = ArmTrainer(small_config(**SIZES), said.append)
+    arm = ArmTrainer(assembly.assemble(small_config(**SIZES), jax.devices()[:1]), said.append)
     first = arm.run("full", 0, "model", said.append)
     compiled = programs.compilations().count
     second, again = (arm.run("full", seed, "model", said.append) for seed in (3, 0))
@@ -31,7 +32,7 @@ def test_a_restarted_trainer_equals_a_fresh_one(monkeypatch: pytest.MonkeyPatch)
 
     assert without_times(first.rows) == without_times(again.rows) and first.looks == again.looks
     assert without_times(first.rows[1:]) != without_times(second.rows[1:])
-    fresh = Trainer(assembly.assemble(small_config(**SIZES, seed=3)))
+    fresh = Trainer(assembly.assemble(small_config(**SIZES, seed=3), jax.devices()[:1]))
     rows, _ = train_rows(fresh, said.append)
     fresh.prompts.close()
     assert without_times(rows) == without_times(second.rows)

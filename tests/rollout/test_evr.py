@@ -7,7 +7,11 @@ from collections import deque
 import numpy as np
 import pytest
 
+from medvr_jax import assembly
+from medvr_jax.models.config import BackboneConfig
 from medvr_jax.rollout import evr
+from tests.inputs.tiny import TINY
+from tests.tiny_run import small_config
 
 
 @pytest.mark.parametrize("width", [1, 3, 20])
@@ -53,3 +57,11 @@ def test_the_gate_random_knows_no_entropy() -> None:
     control = evr.EvrSettings(p_base=0.3, gamma=0.5, threshold=0.1, gate="random")
     assert control.eligible(delta).shape == delta.shape and control.eligible(delta).all()
     np.testing.assert_allclose(control.probability(delta), np.full((1, 5), 0.3), atol=1e-7)
+
+
+def test_gate_and_position_of_a_configuration_reach_the_loop() -> None:
+    backbone = BackboneConfig.from_folder(TINY)
+    found = assembly.training_rollout(small_config(evr__gate="random", evr__position="uncertain"), backbone).evr
+    assert (found.gate, found.position) == ("random", "uncertain")
+    plain = assembly.training_rollout(small_config(), backbone).evr
+    assert (plain.gate, plain.position) == ("entropy", "first")  # the paper's, as ever

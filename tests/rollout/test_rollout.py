@@ -147,27 +147,6 @@ def test_fork_decisions_equal_float64(
     assert seen >= 16
 
 
-def test_random_forks_may_begin_at_the_most_uncertain_coordinate() -> None:
-    """The control asks every box with P_base; a fork keeps what stands before its parent's token of highest entropy."""
-    parts, rollout = roll(prompts=slice(0, 2), evr__gate="random", evr__position="uncertain", evr__p_base=0.5)
-    seen, later = 0, 0
-    for b, decisions in enumerate(rollout.decisions):
-        for decision in decisions:
-            m, start = decision["slot"], decision["position"]
-            assert decision["eligible"] and decision["probability"] == 0.5
-            assert decision["asked"] == (decision["u"] < 0.5)
-            texts = [parts.encoder.tokenizer.decode([i]) for i in rollout.host.tokens[b, m].tolist()]
-            first = next(t for t in range(start, 0, -1) if texts[t - 1].endswith("["))
-            last = next(t for t in range(first, len(texts)) if "]" in texts[t])
-            assert start == first + np.argmax(rollout.host.entropy[b, m, first:last])
-            if decision["granted"]:
-                assert rollout.trajectories[b][decision["child"]].fork_position == start
-                child = rollout.host.tokens[b, decision["child"], :start]
-                np.testing.assert_array_equal(child, rollout.host.tokens[b, m, :start])
-            seen, later = seen + 1, later + (start > first)
-    assert seen >= 8 and later >= 2
-
-
 def test_children_share_their_parents_beginning_and_draw_anew(rolled: tuple[Any, Rollout]) -> None:
     _, rollout = rolled
     host, different, forks = rollout.host, 0, 0

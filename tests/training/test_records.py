@@ -131,15 +131,15 @@ def test_the_base_half_stands_apart_and_audits_stay_audits() -> None:
         "rollout/right_rate": 10 / 12,
         "base/right_rate": 5 / 6,
         "base/tool_rate": 5 / 6,
-        "base/format_rate": 1.0,
+        "base/format_rate": 1 / 6,  # the made-up calls lack a name, at 0.2 each
         "base/reward_tool": (1 + 0 + 0.5 + 0 + 1 + 1) / 6,
-        "base/reward_total": (2 + 0 + 1.5 + 1 + 2 + 2) / 6,
+        "base/reward_total": (2 + 0 + 1.5 + 1 + 2 + 2 - 5 * 0.2) / 6,
         "base/sampled_tokens": 0.0,
         "base/hit_rate": 2 / 4,
         "fork/right_rate": 1.0,
         "fork/tool_rate": 1.0,
         "fork/reward_tool": (1 + 0.5 + 0.5) / 3,
-        "fork/reward_total": (2 + 1.5 + 1.5) / 3,
+        "fork/reward_total": (2 + 1.5 + 1.5 - 3 * 0.2) / 3,
         "fork/hit_rate": 1 / 2,
         "reward/purity": (2 / 3 + 0 + 1) / 3,
         "audit/hit_rate": 3 / 8,
@@ -180,7 +180,7 @@ def test_options_of_the_consensus_reach_the_reward() -> None:
         np.testing.assert_array_equal(reward_rollout(mixed_groups(), 1, settings).tool, expected, err_msg=name)
     quarter = ZoomBox((0, 0, 50, 50), (0.0, 0.0, 0.25, 0.25))
     group = [answered("A", zoom) for zoom in (HERE, HERE, HERE, quarter)]
-    for side, expected in ((0.0, 0.5), (0.5, 0.5), (0.6, 1.0)):  # its IoU is 1/4, and 1/4 of the side is its own
+    for side, expected in ((0.5, 0.5), (0.6, 1.0)):  # its IoU is 1/4, and 1/4 of the side is its own
         settings = assembly.reward_settings(small_config(rewards__tool="consensus", rewards__eta_side=side))
         assert float(reward_rollout(made_groups(((), group)), 1, settings).tool[0, 3]) == expected
 
