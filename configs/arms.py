@@ -56,15 +56,15 @@ def get_config(variant: str = "full") -> ConfigDict:
     config = base.get_config()
     words, fields = variants.split_fields(variant)
     row = variants.apply_medvr(config, words or "full")
-    config.steps = 30
-    config.checkpoint_every = 30
-    config.evaluate_every = 5
+    config.steps = 24
+    config.checkpoint_every = 24
+    config.evaluate_every = 4
 
     config.model.path = "medvr_jax/assets/tiny_habit"
     config.model.freeze_vision_tower = True
 
     config.data.prompts_per_step = 8
-    config.data.test_examples = 256
+    config.data.test_examples = 128
     config.data.evaluation_batch = 64
     config.data.synthetic.classes = 3
     config.data.synthetic.nothing_visible = True
@@ -82,8 +82,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.rollout.crop_min_pixels = config.rollout.crop_max_pixels = 112 * 112
 
     config.grpo.clip_low, config.grpo.clip_high = 0.2, 0.28
-    config.grpo.kl_weight = 0.05
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"
     _grid(config)
     return override(config, fields)
 
