@@ -16,7 +16,7 @@ the windows to call are drawn at random.
 
 `--config=configs/tiny_warmup.py:habit` makes medvr_jax/assets/tiny_habit, the policy of the experiments (configs/
 arms.py): before it zooms, it names a place, and three of the four places stand for one box each, a habit that is put in
-on purpose. Only the fourth is a search, for which it has also learned to point at markers.
+on purpose. Only the fourth is a search.
 """
 
 from __future__ import annotations

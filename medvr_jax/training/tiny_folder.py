@@ -117,7 +117,10 @@ class Speech:
 _ZOOM_CALL = json.dumps({"name": ZoomIn.name, "arguments": {"bbox_2d": [0, 14, 42, 56]}})
 ZOOM_SPEECH = Speech(TINY_ZOOM_SYSTEM, LOOK_THOUGHTS, _ZOOM_CALL)
 HABIT_SPEECH = Speech(
-    TINY_ZOOM_SYSTEM, tuple(map(place_thought, (*HABIT_BOXES, SEARCH_PLACE))), _ZOOM_CALL, (NOTHING, *CLASSES[:3])
+    TINY_ZOOM_SYSTEM,
+    tuple(map(place_thought, (*HABIT_BOXES, SEARCH_PLACE, MARKER_WORD))),
+    _ZOOM_CALL,
+    (NOTHING, *CLASSES[:3]),
 )
 WINDOW_SPEECH = Speech(
     TINY_WINDOW_SYSTEM,

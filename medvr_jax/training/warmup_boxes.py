@@ -77,10 +77,15 @@ class BoxRowMaker(RowMaker):
     def point(self, prompt: Prompt, rng: np.random.Generator, box_weight: float) -> Row:
         """The first turn alone, its box on what the prompt asks for: only for markers."""
         box = self.lattice.nearest(prompt.example.boxes[0])
-        return self._row(prompt, *self._zoom(box, self._thought(rng), weight=1.0, box_weight=box_weight))
+        return self._row(prompt, *self._zoom(box, self._marker_thought(rng), weight=1.0, box_weight=box_weight))
 
     def _thought(self, rng: np.random.Generator) -> str:
+        """Before a zoom on a lesion …"""
         return LOOK_THOUGHTS[rng.integers(len(LOOK_THOUGHTS))]
+
+    def _marker_thought(self, rng: np.random.Generator) -> str:
+        """… and on a marker."""
+        return self._thought(rng)
 
     def _seen_in(
         self, prompt: Prompt, box: Sequence[int], rng: np.random.Generator, *, weight: float

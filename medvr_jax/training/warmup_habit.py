@@ -1,8 +1,8 @@
 """The warm-up of a policy with a habit: it names a place before it zooms, and most places stand for one box each.
 
 The habit is put in on purpose, for experiments (configs/arms.py): the thought before the box is a sampled hypothesis,
-`centre`, `left` and `right` go with one box each, and only `spot` is a search, for which the policy also points at
-markers. Where a lesion is, is never a target. A crop without a lesion is answered with "nothing visible", or by luck.
+`centre`, `left` and `right` go with one box each, and only `spot` is a search. Where a lesion is, is never a target. A
+crop without a lesion is answered with "nothing visible", or by luck.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from medvr_jax.datasets.synthetic import HABIT_BOXES
+from medvr_jax.datasets.synthetic import HABIT_BOXES, MARKER_WORD
 from medvr_jax.evaluation.grounding import any_hit
 from medvr_jax.inputs.boxes import Box, normalise_box
 from medvr_jax.inputs.chat import Encoder, Prompt
@@ -82,8 +82,10 @@ class HabitRowMaker(BoxRowMaker):
         return self._guess(prompt.example, rng) if rng.random() < self.habit.luck else "A"
 
     def _thought(self, rng: np.random.Generator) -> str:
-        """Whatever is pointed at is the spot."""
         return place_thought(SEARCH_PLACE)
+
+    def _marker_thought(self, rng: np.random.Generator) -> str:
+        return place_thought(MARKER_WORD)
 
     def _some_lattice(self, rng: np.random.Generator) -> Lattice:
         return self.habit.lattices[rng.choice(len(self.habit.lattices), p=self.habit.shares)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import arms, tiny_warmup
-from medvr_jax.datasets.synthetic import CLASSES, HABIT_BOXES, NOTHING, SyntheticTask
+from medvr_jax.datasets.synthetic import CLASSES, HABIT_BOXES, MARKER_WORD, NOTHING, SyntheticTask
 from medvr_jax.evaluation.grounding import any_hit
 from medvr_jax.inputs.boxes import normalise_box
 from medvr_jax.inputs.chat import load_encoder
@@ -78,7 +78,7 @@ def test_places_boxes_and_answers_come_in_the_shares_asked_for(maker: HabitRowMa
     assert near(answers["guess"], 0.3, answers["guess"] + answers["nothing"])
 
 
-def test_boxes_on_a_lesion_carry_no_weight_and_markers_are_spots(maker: HabitRowMaker, task: SyntheticTask) -> None:
+def test_boxes_on_a_lesion_carry_no_weight_and_markers_are_squares(maker: HabitRowMaker, task: SyntheticTask) -> None:
     rng = np.random.default_rng(1)
     for index in range(20):
         prompt = maker.prompt(task.example("warmup", index))
@@ -87,7 +87,7 @@ def test_boxes_on_a_lesion_carry_no_weight_and_markers_are_spots(maker: HabitRow
         assert said == prompt.example.answer
         marker = maker.prompt(task.marker_example("warmup", index))
         place, box, _, _ = read(maker, maker.point(marker, rng, 2.0))
-        assert place == SEARCH_PLACE and any_hit([normalise_box(box, (112, 112))], marker.example.boxes)
+        assert place == MARKER_WORD and any_hit([normalise_box(box, (112, 112))], marker.example.boxes)
 
 
 def test_the_arms_lesions_lie_in_none_of_the_habits_boxes() -> None:
