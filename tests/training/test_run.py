@@ -27,6 +27,7 @@ from tests.training.test_profiling import events
 REPOSITORY = Path(__file__).resolve().parents[2]
 RUN = {"steps": 4, "checkpoint_every": 2, "evaluate_every": 2, "report.rollouts_every": 1, "report.tensorboard": True}
 KEYS = """step eval/accuracy eval/hit_rate eval/mean_iou reward/total reward/accuracy reward/format reward/tool
+base/right_rate base/reward_total base/hit_rate audit/hit_rate
 rollout/tool_rate rollout/valid_call_rate rollout/forks_asked rollout/forks_granted train/loss train/kl train/entropy
 train/grad_norm train/sampler_drift train/zero_spread_groups compilations compilations_from_cache time/compile
 speed/sampled_tokens_per_second speed/trained_tokens_per_second speed/model_flops_rollout speed/model_flops_update
@@ -203,6 +204,7 @@ def test_every_variant_runs(variant: str, tmp_path: Path, monkeypatch: pytest.Mo
     zooms = variant != "text"
     assert (row["rollout/tool_rate"] > 0.5) == zooms
     assert (row["rollout/forks_granted"] + row["rollout/fresh"] > 0) == (variant == "evr")
+    assert ("fork/right_rate" in row) == (row["rollout/forks_granted"] > 0)
     lines = (tmp_path / "rollouts/step_000001.jsonl").read_text().splitlines()
     tool = [r for r in map(json.loads, lines) if r["correct"] and r["boxes"]]
     assert all(r["rewards"]["tool"] == 1.0 for r in tool if variant in ("zoom", "evr"))
