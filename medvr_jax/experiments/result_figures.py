@@ -53,13 +53,17 @@ def curve_line(name: str, runs: Sequence[Run], key: str) -> Line:
 
 
 def field_line(names: Sequence[str], field: str, experiment: Experiment, runs: Runs) -> Line:
-    """The area of some arms against a field of their configurations; the line is called by what their names share."""
+    """The area of some arms against a field of their configurations, over the seeds that all of them have.
+
+    The line is called by what the arms' names begin with, if that is the same.
+    """
+    seeds = sorted(set.intersection(*(set(runs[name]) for name in names)))
+    label = f"{os.path.commonprefix(list(names)).rstrip('_. ') or ', '.join(names)} ({len(seeds)})"
     found = []
-    for name in names:
-        mean = mean_of([run.area for run in runs[name].values()])
+    for name in names if seeds else ():
+        mean = mean_of([runs[name][seed].area for seed in seeds])
         found.append((float(dict(leaves(experiment.arms[name].config))[field]), mean.value, mean.error or 0.0))
     found.sort()
-    label = os.path.commonprefix(list(names)).rstrip("_.") or names[0]
     return Line(label, [(x, y) for x, y, _ in found], [error for _, _, error in found], marks=True)
 
 

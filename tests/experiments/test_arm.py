@@ -13,7 +13,7 @@ from medvr_jax.experiments.arm import ArmTrainer, train_rows
 from medvr_jax.training.trainer import Trainer
 from tests.tiny_run import largest_sizes_alone, small_config
 
-SIZES = {"rollout__trajectories": 4, "steps": 2, "evaluate_every": 1}
+SIZES = {"steps": 2, "evaluate_every": 1}
 
 
 def without_times(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

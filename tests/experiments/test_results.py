@@ -118,9 +118,11 @@ def test_lines_for_other_programs(runs: Runs) -> None:
 
 def test_a_figure_against_a_field(experiment: Experiment, runs: Runs) -> None:
     line = field_line(("evr", "calm"), "evr.gamma", experiment, runs)
-    assert [x for x, _ in line.points] == [0.0, 0.5] and line.name == "evr" and line.marks
-    assert [y for _, y in line.points] == pytest.approx([areas(runs, "calm").mean(), areas(runs, "evr").mean()])
-    assert line.errors == pytest.approx([stats.sem(areas(runs, "calm")), stats.sem(areas(runs, "evr"))])
+    assert [x for x, _ in line.points] == [0.0, 0.5] and line.name == "evr, calm (3)" and line.marks
+    calm, evr = areas(runs, "calm"), areas(runs, "evr")[:3]  # the seeds that both have
+    assert [y for _, y in line.points] == pytest.approx([calm.mean(), evr.mean()])
+    assert line.errors == pytest.approx([stats.sem(calm), stats.sem(evr)])
+    assert field_line(("evr_4", "evr_8"), "evr.gamma", experiment, {"evr_4": {}, "evr_8": {}}).points == []
 
 
 def test_entropy_in_bins(experiment: Experiment) -> None:
