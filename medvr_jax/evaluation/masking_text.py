@@ -32,7 +32,7 @@ def masking_text(figures: Figure, policy: str) -> str:
     ]
     if not figures["overall"]["masks"]:
         return "\n\n".join([*parts, "Nothing could be masked: the policy never zoomed, and no true box is known."])
-    head = ("set", "blanked", "questions", "answers changed", "right before", "right", "controls that overlap")
+    head = ("set", "blanked", "questions", "answers changed", "right before", "right then", "controls that overlap")
     parts.append(table(head, [row for name, figure in scopes for row in _mask_rows(name, figure)]))
     head = ("set", "changed more often", "questions", "difference")
     parts.append(table(head, [row for name, figure in scopes for row in _difference_rows(name, figure)]))

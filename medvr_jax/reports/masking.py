@@ -65,7 +65,7 @@ def _scopes(figures: Figure) -> Iterator[tuple[str, Figure]]:
 
 
 def _masks(figures: Figure) -> str:
-    head = ("set", "blanked", "questions", "answers changed", "right before", "right")
+    head = ("set", "blanked", "questions", "answers changed", "right before", "right then")
     rows = []
     for name, figure in _scopes(figures):
         for mask, found in figure["masks"].items():
@@ -152,7 +152,8 @@ def _difference(figure: Figure) -> str:
 def _table(label: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     if not rows:
         return ""
-    top = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
+    top = f'<th scope="col">{escape(head[0])}</th><th scope="col" class="said">{escape(head[1])}</th>'
+    top += "".join(f'<th scope="col">{escape(text)}</th>' for text in head[2:])
     body = "".join(
         f'<tr><th scope="row">{escape(row[0])}</th><td class="said">{escape(row[1])}</td>'
         + "".join(f"<td>{escape(text)}</td>" for text in row[2:])
