@@ -18,7 +18,7 @@ from medvr_jax.inputs.boxes import Box, normalise_box
 from medvr_jax.inputs.chat import Encoder, Prompt
 from medvr_jax.training.tiny_folder import SEARCH_PLACE, TINY_ZOOM_SYSTEM, place_thought
 from medvr_jax.training.warmup_boxes import BoxRowMaker, Lattice
-from medvr_jax.training.warmup_data import Row
+from medvr_jax.training.warmup_data import Row, RowBatch
 from medvr_jax.training.warmup_trainer import OVERVIEW
 from medvr_jax.training.warmup_zoom import ZoomTrainer
 
@@ -32,6 +32,7 @@ class Habit:
     Attributes:
         share: of its trajectories that name one of the habit's places, each as often.
         strength: of these, the share that has the place's own box; the others search.
+        box_weight: of the coordinates behind a habit's place.
         luck: of the crops without a lesion, the share that is answered with a class, at random.
         lattices: what a search draws its box from …
         shares: … and how often from which.
@@ -39,6 +40,7 @@ class Habit:
 
     share: float
     strength: float
+    box_weight: float
     luck: float
     lattices: tuple[Lattice, ...]
     shares: tuple[float, ...]
@@ -60,9 +62,18 @@ class HabitRowMaker(BoxRowMaker):
         return hitting[rng.integers(len(hitting))]
 
     def zoom(self, prompt: Prompt, rng: np.random.Generator, *, on_lesion: bool) -> Row:
-        """As `BoxRowMaker.zoom`, with the habit's boxes where a random one was; they are trained in full."""
+        """As `BoxRowMaker.zoom`, with the habit's boxes where a random one was."""
         if on_lesion:
             return super().zoom(prompt, rng, on_lesion=True)
+        box, call = self._habitual(rng)
+        return self.look(prompt, call, self.crop(prompt, box), answer_weight=1.0, letter=self._letter(prompt, box, rng))
+
+    def call(self, prompt: Prompt, rng: np.random.Generator) -> Row:
+        """The first turn alone: a place, and a box that goes with it."""
+        return self._row(prompt, *self._habitual(rng)[1])
+
+    def _habitual(self, rng: np.random.Generator) -> tuple[PixelBox, tuple[np.ndarray, np.ndarray]]:
+        """The box, and the tokens and weights of the call."""
         place = SEARCH_PLACE
         if rng.random() < self.habit.share:
             place = list(HABIT_BOXES)[rng.integers(len(HABIT_BOXES))]
@@ -71,9 +82,8 @@ class HabitRowMaker(BoxRowMaker):
             box: PixelBox = tuple(round(v * OVERVIEW) for v in HABIT_BOXES[place])
         else:
             box = self._some_lattice(rng).random(rng)
-        weight = 1.0 if habitual else self._random_box_weight
-        call = self._zoom(box, place_thought(place), weight=1.0, box_weight=weight)
-        return self.look(prompt, call, self.crop(prompt, box), answer_weight=1.0, letter=self._letter(prompt, box, rng))
+        weight = self.habit.box_weight if habitual else self._random_box_weight
+        return box, self._zoom(box, place_thought(place), weight=1.0, box_weight=weight)
 
     def _letter(self, prompt: Prompt, box: PixelBox, rng: np.random.Generator) -> str:
         """What there is to be seen in the box, as far as it is trained."""
@@ -104,9 +114,16 @@ class HabitTrainer(ZoomTrainer):
         habit = Habit(
             share=settings.habit_share,
             strength=settings.habit_strength,
+            box_weight=settings.habit_box_weight,
             luck=settings.luck,
             lattices=tuple(Lattice(OVERVIEW, side, settings.box_step) for side in settings.search_sides),
             shares=tuple(settings.search_shares),
         )
         weights = {name: settings[name] for name in ("answer_weight", "random_box_weight")}
         return HabitRowMaker(self.encoder(TINY_ZOOM_SYSTEM), lattice, habit, **weights)
+
+    def _calls(self) -> dict[str, RowBatch]:
+        """Lesions asked for as well: what the places stand for takes as long to learn as pointing."""
+        prompts = self._draw(self.lesions, self.settings.habit_batch)
+        rows = [[self.zoomer.call(prompt, self.rng)] for prompt in prompts]
+        return super()._calls() | {"habit": self._batch(prompts, rows, self.call_slots)}

@@ -60,15 +60,14 @@ class ZoomTrainer(WarmupTrainer):
         settings = self.settings
 
         def loss(trained, batch):
-            marker, *probed = batch
-            pointing, figures = self._loss(trained["model"], {"marker": marker})
+            calls, *probed = batch
+            pointing, figures = self._loss(trained["model"], calls)
             probing, more = self._probe_loss(trained, probed)
             return pointing + settings.probe_weight * probing, figures | more
 
         def batch():
             few = settings.probe_batch // 4
-            markers = self._markers(settings.ground_batch, settings.ground_box_weight)
-            return markers, self._crops(few), self._places(few)
+            return self._calls(), self._crops(few), self._places(few)
 
         enough = ("marker/box", settings.ground_until)
         return self._fit("ground", loss, trained, batch, settings.ground_steps, falling=False, enough=enough)
@@ -131,6 +130,10 @@ class ZoomTrainer(WarmupTrainer):
         column, row = ((boxes[:, :2] + boxes[:, 2:]) / 2 * PATCHES**0.5).astype(int).T
         cells = int(PATCHES**0.5) // 2
         return images, ((row // 2 * cells + column // 2) * 4 + row % 2 * 2 + column % 2).astype(np.int32)
+
+    def _calls(self) -> dict[str, RowBatch]:
+        """What stage 2 points at."""
+        return {"marker": self._markers(self.settings.ground_batch, self.settings.ground_box_weight)}
 
     def _markers(self, count: int, box_weight: float) -> RowBatch:
         prompts = self._draw(self.markers, count)

@@ -31,7 +31,7 @@ def task() -> SyntheticTask:
 def maker() -> HabitRowMaker:
     encoder = load_encoder(FOLDER, TINY_ZOOM_SYSTEM, prompt_patches=64, crop_patches=64)
     lattices = tuple(Lattice(112, side, STEP) for side in SIDES)
-    habit = Habit(share=0.6, strength=0.9, luck=0.3, lattices=lattices, shares=(0.75, 0.25))
+    habit = Habit(share=0.6, strength=0.9, box_weight=5.0, luck=0.3, lattices=lattices, shares=(0.75, 0.25))
     return HabitRowMaker(encoder, lattices[0], habit, answer_weight=4.0, random_box_weight=0.6)
 
 
@@ -61,7 +61,7 @@ def test_places_boxes_and_answers_come_in_the_shares_asked_for(maker: HabitRowMa
                 searched[box[2] - box[0]] += 1
                 assert box[2] - box[0] == box[3] - box[1] in SIDES and all(v % STEP == 0 for v in box)
             else:
-                assert (weights == 1.0).all()
+                assert (weights == 5.0).all()
                 own[place] += box == tuple(round(v * 112) for v in HABIT_BOXES[place])
             seen = any_hit([normalise_box(box, (112, 112))], prompt.example.boxes)
             answers["hit" if seen else "guess" if said != "A" else "nothing"] += 1
