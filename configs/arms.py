@@ -82,8 +82,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.rollout.crop_min_pixels = config.rollout.crop_max_pixels = 112 * 112
 
     config.grpo.clip_low, config.grpo.clip_high = 0.2, 0.28
-    config.optimizer.learning_rate = 1e-3
-    config.optimizer.schedule = "cosine"
+    config.optimizer.learning_rate = 5e-4
     _grid(config)
     return override(config, fields)
 
