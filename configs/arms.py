@@ -4,8 +4,8 @@
 
 runs the whole grid, arm by arm and seed by seed; `--config=configs/arms.py:evr` trains one arm as a run of its own.
 
-The policy brings a habit, put in on purpose (configs/tiny_warmup.py:habit): before it zooms it names a place, and three
-of four times that is one of three places with a box of their own. Lesions of this task lie in none of these boxes. Only
+The policy brings a habit, put in on purpose (configs/tiny_warmup.py:habit): before it zooms it names a place, and nine
+times in ten that is one of three places with a box of their own. Lesions of this task lie in none of these boxes. Only
 a trajectory that names the spot searches, and it is unsure where. Who sees no lesion says that nothing is visible,
 which is never right, or guesses.
 

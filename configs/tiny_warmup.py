@@ -122,7 +122,7 @@ def _habit(config: ConfigDict) -> None:
     warmup = config.warmup
     warmup.dtype = "bfloat16"
     warmup.box_step = 7  # of the search's boxes too
-    warmup.habit_share = 0.75  # of trajectories that name one of the habit's three places
+    warmup.habit_share = 0.9  # of trajectories that name one of the habit's three places
     warmup.habit_strength = 0.97  # of these, the share with the place's own box
     warmup.habit_box_weight = 5.0  # of these boxes
     warmup.habit_batch = 32  # prompts of stage 2 that ask for the lesion; only the call is learned
