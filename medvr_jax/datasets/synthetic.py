@@ -99,10 +99,9 @@ class SyntheticTask:
         rng = np.random.default_rng((self.seed, SPLITS.index(split), index, int(marker)))
         pixels = self._background(rng)
         low, high = self.margin * self.image_side, (1 - self.margin) * self.image_side
-        centre = rng.uniform(low, high, size=2)
-        while not (marker or self._wanted(centre)):
-            centre = rng.uniform(low, high, size=2)
-        corner = np.round(centre - self.lesion_side / 2).astype(int)
+        corner = np.round(rng.uniform(low, high, size=2) - self.lesion_side / 2).astype(int)
+        while not (marker or self._wanted(corner)):
+            corner = np.round(rng.uniform(low, high, size=2) - self.lesion_side / 2).astype(int)
         label = int(rng.integers(self.classes))
         phase = rng.uniform(0, 2 * np.pi)
         x, y = (int(v) for v in corner)
@@ -119,11 +118,11 @@ class SyntheticTask:
             self._draw_lesion(window, label, phase)
         return Scene(pixels, label, box)
 
-    def _wanted(self, centre: np.ndarray) -> bool:
-        """Whether a lesion may lie there."""
+    def _wanted(self, corner: np.ndarray) -> bool:
+        """Whether a lesion may lie there; its centre decides."""
         if self.lesions == "anywhere":
             return True
-        x, y = centre / self.image_side
+        x, y = (corner + self.lesion_side / 2) / self.image_side
         inside = any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in HABIT_BOXES.values())
         return inside == (self.lesions == "inside_habits")
 
