@@ -9,8 +9,8 @@ times in ten that is one of three places with a box of their own. Lesions of thi
 a trajectory that names the spot searches, and it is unsure where. Who sees no lesion says that nothing is visible,
 which is never right, or guesses.
 
-Variants are those of configs/tiny_cpu.py (`text`, `zoom`, `evr`, `cca`, `full`, `reward=…`, `gamma=…`), and any field
-may be set behind them: `evr,evr.spending=one_pass`, `cca,rewards.eta=0.4`.
+Variants are those of the paper in configs/tiny_cpu.py (`text`, `zoom`, `evr`, `cca`, `full`, `reward=…`, `gamma=…`);
+any field may be set behind them: `evr,evr.spending=one_pass`, `cca,rewards.eta=0.4`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SAFER = (  # what might make CCA safe
     "cca_soft=cca,rewards.soft_iou=true@5",
     "cca_by_side=cca,rewards.eta_side=0.5@5",
     "cca_2_right=cca,rewards.minimum_correct=2@5",
-    "cca_agreeing=cca,rewards.minimum_agreement=0.75@5",
+    "cca_agreeing=cca,rewards.minimum_agreement=0.75,rewards.minimum_correct=2@5",  # one alone always agrees
 )
 # Lesions anywhere: the habit's boxes hit some of them, and consensus begins with more hits among right answers.
 ANYWHERE = tuple(
@@ -103,7 +103,7 @@ def _grid(config: ConfigDict) -> None:
         "Spending the forks=curves:zoom,evr_one_pass,evr,random_one_pass,random",
         "Reward designs=curves:unrewarded,unconditional,zoom,cca",
         "Zooms that hit=eval/hit_rate:zoom,evr,cca,both",
-        "Purity in training=audit/purity:zoom,evr,cca,both",
+        "Purity in training, base trajectories=base/purity:zoom,evr,cca,both",
         "evr.gamma:gamma_0,gamma_0.25,evr,gamma_1,gamma_2",
         "rollout.trajectories:both_4,both_8,both,both_32",
         "Area by arm=area:text,zoom,evr_one_pass,evr,cca,both",

@@ -15,7 +15,7 @@ fi
 style=$?
 
 # Two workers with one thread each: more would only compete for the cores. Most of the time goes into compiling programs
-# that run once: they are compiled without most optimisations, whose results are the same.
+# that run once: they are compiled without most optimisations, which changes results by rounding alone.
 export JAX_DISABLE_MOST_OPTIMIZATIONS="${JAX_DISABLE_MOST_OPTIMIZATIONS:-1}"
 export JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 export XLA_FLAGS="--xla_cpu_multi_thread_eigen=false ${XLA_FLAGS:-}"

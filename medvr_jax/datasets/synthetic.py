@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from medvr_jax.datasets.example import Example
+from medvr_jax.datasets.example import LETTERS, Example
 from medvr_jax.errors import UserError
 
 Split = Literal["train", "test", "warmup"]
@@ -84,6 +84,11 @@ class SyntheticTask:
                 f"data.synthetic.lesion_side: {self.lesion_side} does not fit; allowed: 1 to "
                 f"{int(self.image_side * (1 - 2 * self.margin))} for image_side {self.image_side}"
             )
+        if self.lesions != "anywhere" and not self._wanted_places().any():
+            raise UserError(
+                f"data.synthetic.lesions: found {self.lesions!r}, but with margin {self.margin} and lesion_side"
+                f" {self.lesion_side} of image_side {self.image_side} no lesion lies there; allowed is a smaller margin"
+            )
 
     def example(self, split: Split, index: int) -> Example:
         """The index-th example of a split, its image as PNG bytes."""
@@ -119,12 +124,21 @@ class SyntheticTask:
         return Scene(pixels, label, box)
 
     def _wanted(self, corner: np.ndarray) -> bool:
-        """Whether a lesion may lie there; its centre decides."""
+        """Whether a lesion may lie there: the whole of it in one of the habit's boxes, or none of it in any."""
         if self.lesions == "anywhere":
             return True
-        x, y = (corner + self.lesion_side / 2) / self.image_side
-        inside = any(x1 <= x <= x2 and y1 <= y <= y2 for x1, y1, x2, y2 in HABIT_BOXES.values())
-        return inside == (self.lesions == "inside_habits")
+        low = corner / self.image_side
+        high = (corner + self.lesion_side) / self.image_side
+        boxes = np.array(list(HABIT_BOXES.values()))
+        if self.lesions == "inside_habits":
+            return bool(((boxes[:, :2] <= low) & (high <= boxes[:, 2:])).all(axis=1).any())
+        return not ((low < boxes[:, 2:]) & (boxes[:, :2] < high)).all(axis=1).any()
+
+    def _wanted_places(self) -> np.ndarray:
+        """Of a grid of the corners that the margin allows, which are wanted, bool."""
+        first, last = (share * self.image_side - self.lesion_side / 2 for share in (self.margin, 1 - self.margin))
+        corners = np.linspace(first, last, 33).round()
+        return np.array([self._wanted(np.array([x, y])) for x in corners for y in corners])
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
         """Dark border, bright body disc with a smooth texture of few grey levels (cheap to compress)."""
@@ -170,7 +184,7 @@ class SyntheticTask:
             images=(encode_png(scene.pixels),),
             question=question(word),
             options=self.options,
-            answer="ABCDE"[scene.label + self.nothing_visible],
+            answer=LETTERS[scene.label + self.nothing_visible],
             answer_kind="choice",
             modality="synthetic",
             # With a contrast there is nowhere to zoom in on.

@@ -76,6 +76,9 @@ def write_results(folder: Path, experiment: Experiment, runs: Runs) -> Path:
     tables, drawn = table(experiment, runs), figures(experiment, runs)
     replace_file(folder / "results.jsonl", result_lines(runs))
     replace_file(folder / "table.md", tables)
+    for old in (folder / "figures").glob("*.svg"):
+        if old.stem not in {figure.stem for figure in drawn}:
+            old.unlink()
     for figure, svg in drawn.items():
         replace_file(folder / "figures" / f"{figure.stem}.svg", svg)
     pictures = [f"![{figure.title}](figures/{figure.stem}.svg)" for figure in drawn]

@@ -22,8 +22,9 @@ from medvr_jax.reports.metrics import json_line
 _NOTE = """Means over seeds ± standard error. Accuracy: held-out questions, one greedy trajectory each. Area: under the
 curve of the accuracy over the steps, divided by their number. Right in training: base trajectories alone, which no fork
 selected, mean over the steps. Differences are taken seed by seed, on the same questions in the same order; brackets
-are 95 % intervals (Student's t), bold where they exclude zero, and none is corrected for their number. The last column
-is the true difference that so many pairs, spread like these, would find in four of five experiments."""
+are 95 % intervals (Student's t) over seeds, for these held-out questions, bold where they exclude zero, and none is
+corrected for their number. The last column is the true difference that so many pairs, spread like these, would find in
+four of five experiments."""
 
 
 def table(experiment: Experiment, runs: Runs) -> str:

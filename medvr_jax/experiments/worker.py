@@ -138,7 +138,7 @@ class _Worker:
         """What the worker says, which has said something or died."""
         try:
             message = self.connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             raise WorkerFailed(
                 f"{self._process.name} died with exit status {self._process.exitcode} in {self.task.name}"

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from medvr_jax.evaluation.grounding import any_hit
+from medvr_jax.evaluation.grounding import ELSEWHERE, any_hit
 from medvr_jax.inputs.boxes import Size, scale_box
 from medvr_jax.inputs.tokenizer import token_pieces
 from medvr_jax.models.config import VisionConfig
@@ -209,7 +209,12 @@ def _by_origin(facts: Mapping[str, np.ndarray], origin: str) -> dict[str, float]
     }
     figures = {f"{origin}/{name}": float(value[chosen].mean()) for name, value in values.items()}
     audited = chosen & facts["known"][:, None]
-    return figures | ({f"{origin}/hit_rate": float(facts["hit"][audited].mean())} if audited.any() else {})
+    if audited.any():
+        figures[f"{origin}/hit_rate"] = float(facts["hit"][audited].mean())
+    looked = audited & facts["correct"] & facts["zoomed"]
+    if looked.any():
+        figures[f"{origin}/purity"] = float(facts["hit"][looked].mean())
+    return figures
 
 
 def _purity(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -247,5 +252,5 @@ def _audits(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
     agreed = facts["agreed"] & known
     if agreed.any():
         figures["audit/consensus_iou"] = float(facts["agreed_iou"][agreed].mean())
-        figures["audit/consensus_elsewhere"] = float((facts["agreed_cover"][agreed] < 0.5).mean())
+        figures["audit/consensus_elsewhere"] = float((facts["agreed_cover"][agreed] < ELSEWHERE).mean())
     return figures

@@ -76,7 +76,7 @@ class Trainer:
         self.copies = parts.mesh.size // parts.mesh.shape["tensor"]  # of the weights, while sampling
 
     def programs(self) -> list[Program]:
-        """Everything that `evaluate` and `step` call, in this order, with the arguments to come."""
+        """Everything that `predict` and `step` call, in this order, with the arguments to come."""
         config = self.config
         run = abstract.abstract_parts(self.parts, self._engine.settings)
         evaluation = dataclasses.replace(run, rollout=self._evaluator.settings)

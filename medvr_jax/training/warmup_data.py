@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from medvr_jax.datasets.example import Example
+from medvr_jax.datasets.example import LETTERS, Example
 from medvr_jax.datasets.synthetic import NOTHING
 from medvr_jax.inputs.batches import PromptBatch, batch_prompts
 from medvr_jax.inputs.chat import Encoder, Prompt, encode_observation, encode_prompt
@@ -70,7 +70,7 @@ class RowMaker:
     def _guess(self, example: Example, rng: np.random.Generator) -> str:
         """A class's letter; that nothing is visible is no guess."""
         first = int(example.options[0] == NOTHING)
-        return "ABCD"[first + rng.integers(len(example.options) - first)]
+        return LETTERS[first + rng.integers(len(example.options) - first)]
 
     def look(
         self,
@@ -109,7 +109,7 @@ class RowMaker:
         return np.asarray(whole, np.int32), weights
 
     def _answer(self, example: Example, letter: str, *, weight: float) -> tuple[np.ndarray, np.ndarray]:
-        name = example.options["ABCD".index(letter)]
+        name = example.options[LETTERS.index(letter)]
         whole = self._tokens(f"<think>{seen_thought(name)}</think><answer>{letter}</answer><|im_end|>")
         naming = {self._tokens(f" {name}")[0], self._tokens(f">{letter}")[0]}
         return np.asarray(whole, np.int32), np.array([weight if t in naming else 1.0 for t in whole], np.float32)

@@ -34,7 +34,7 @@ def start(workdir: Path, **changes: object) -> subprocess.Popen:
         f"--workdir={workdir}",
         "--mode=experiment",
     ]
-    command += [f"--workdir={workdir}", *(f"--config.{n.replace('__', '.')}={x}" for n, x in changes.items())]
+    command += [*(f"--config.{n.replace('__', '.')}={x}" for n, x in changes.items())]
     log = (workdir.parent / f"{workdir.name}.log").open("a")
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log, env=environment)

@@ -136,11 +136,13 @@ def test_the_base_half_stands_apart_and_audits_stay_audits() -> None:
         "base/reward_total": (2 + 0 + 1.5 + 1 + 2 + 2 - 5 * 0.2) / 6,
         "base/sampled_tokens": 0.0,
         "base/hit_rate": 2 / 4,
+        "base/purity": 1 / 3,
         "fork/right_rate": 1.0,
         "fork/tool_rate": 1.0,
         "fork/reward_tool": (1 + 0.5 + 0.5) / 3,
         "fork/reward_total": (2 + 1.5 + 1.5 - 3 * 0.2) / 3,
         "fork/hit_rate": 1 / 2,
+        "fork/purity": 1 / 2,
         "reward/purity": (2 / 3 + 0 + 1) / 3,
         "audit/hit_rate": 3 / 8,
         "audit/purity": 2 / 7,
@@ -154,7 +156,8 @@ def test_the_base_half_stands_apart_and_audits_stay_audits() -> None:
     )
     same = reward_rollout(blind, 1, settings)
     np.testing.assert_array_equal(same.total, rewards.total)
-    audited = {name for name in figures if name.startswith("audit/") or name.endswith("hit_rate")}
+    ends = ("hit_rate", "base/purity", "fork/purity")
+    audited = {name for name in figures if name.startswith("audit/") or name.endswith(ends)}
     assert set(figures) - audited == set(rollout_metrics(trajectory_facts(blind, same)))
 
 

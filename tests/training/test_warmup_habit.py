@@ -9,7 +9,8 @@ import pytest
 
 from configs import arms, tiny_warmup
 from medvr_jax.datasets.synthetic import CLASSES, HABIT_BOXES, MARKER_WORD, NOTHING, SyntheticTask
-from medvr_jax.evaluation.grounding import any_hit
+from medvr_jax.errors import UserError
+from medvr_jax.evaluation.grounding import any_hit, area, intersection
 from medvr_jax.inputs.boxes import normalise_box
 from medvr_jax.inputs.chat import load_encoder
 from medvr_jax.rollout.tools import parse_tool_call
@@ -98,9 +99,14 @@ def test_the_arms_lesions_lie_in_none_of_the_habits_boxes() -> None:
     for index in range(200):
         example = outside.example("train", index)
         assert example.options == (NOTHING, *CLASSES[:3]) and example.answer in "BCD"
-        assert not any_hit(list(HABIT_BOXES.values()), example.boxes)
-        x1, y1, x2, y2 = inside.example("train", index).boxes[0]
-        x, y = (x1 + x2) / 2, (y1 + y2) / 2
-        assert any(box[0] <= x <= box[2] and box[1] <= y <= box[3] for box in HABIT_BOXES.values())
+        assert not any(intersection(box, example.boxes[0]) for box in HABIT_BOXES.values())
+        lesion = inside.example("train", index).boxes[0]
+        whole = [intersection(box, lesion) >= area(lesion) - 1e-9 for box in HABIT_BOXES.values()]
+        assert any(whole)
         moved += plain.example("train", index).boxes != example.boxes
     assert 0 < moved < 200  # where lesions may lie anywhere some are as they were: nothing else has changed
+
+
+def test_places_where_no_lesion_can_lie_are_refused() -> None:
+    with pytest.raises(UserError, match="data.synthetic.lesions: found 'outside_habits', but with margin 0.36"):
+        SyntheticTask(margin=0.36, lesions="outside_habits")
