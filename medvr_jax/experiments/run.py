@@ -9,13 +9,14 @@ from pathlib import Path
 
 from ml_collections import FrozenConfigDict
 
+from medvr_jax.errors import UserError
 from medvr_jax.experiments.grid import Experiment, finished_runs, read_experiment
 from medvr_jax.experiments.options import ACCURACY
 from medvr_jax.experiments.result_figures import figures
 from medvr_jax.experiments.run_files import Run, read_run, run_file
 from medvr_jax.experiments.summary import HIT_RATE, Runs
 from medvr_jax.experiments.tables import result_lines, share, table
-from medvr_jax.experiments.worker import Finished, Task, WorkerFailed, run_tasks
+from medvr_jax.experiments.worker import Lost, Note, Task, WorkerFailed, run_tasks
 from medvr_jax.reports.metrics import replace_file
 from medvr_jax.reports.progress import Progress, duration
 from medvr_jax.workdir import prepare_workdir
@@ -23,7 +24,7 @@ from medvr_jax.workdir import prepare_workdir
 
 def run_experiment(config: FrozenConfigDict, spec: str, overrides: Iterable[tuple[str, str]], workdir: str) -> None:
     """Runs what is missing of the recipe `spec`, which `config` is with the overrides applied; all arms are checked
-    before anything begins."""
+    before anything begins. Runs that break are told, the others go on; UserError at the end where there were any."""
     folder = Path(workdir)
     experiment = read_experiment(config, spec, overrides)
     runs = finished_runs(folder, experiment)
@@ -32,14 +33,19 @@ def run_experiment(config: FrozenConfigDict, spec: str, overrides: Iterable[tupl
     done, total = sum(map(len, runs.values())), len(tasks) + sum(map(len, runs.values()))
     if done:
         print(f"{done} of {total} runs are done already")
+    lost: list[str] = []
     try:
         with (
             Progress(total, done, "runs") as progress,
             contextlib.closing(run_tasks(tasks, experiment.grid.workers)) as messages,
         ):
             for message in messages:
-                if not isinstance(message, Finished):
+                if isinstance(message, Note):
                     progress.note(message.text)
+                    continue
+                if isinstance(message, Lost):
+                    lost.append(f"{message.task.name}: {message.text}")
+                    progress.update(done, f"lost {lost[-1]}")
                     continue
                 run = read_run(message.task.file)
                 runs[run.arm][run.seed] = run
@@ -50,6 +56,8 @@ def run_experiment(config: FrozenConfigDict, spec: str, overrides: Iterable[tupl
         print(f"medvr_jax: {error}\nthe same command goes on with the runs that are missing", file=sys.stderr)
         raise SystemExit(1) from None
     print(f"results in {write_results(folder, experiment, runs)}")
+    if lost:
+        raise UserError(f"{len(lost)} of {total} runs were lost, the first: {lost[0]}")
 
 
 def missing_tasks(folder: Path, experiment: Experiment, runs: Runs) -> list[Task]:

@@ -60,6 +60,14 @@ class Finished:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lost:
+    """A run that came to nothing, as its policy broke or a question did not fit; others go on. The text is one line."""
+
+    task: Task
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Failed:
     """What ended a worker; `wrong_input` where it is one line about the user's input, else a traceback."""
 
@@ -74,12 +82,12 @@ class WorkerFailed(Exception):
 # --------------------------------------------------------------------------------------------------- in this process
 
 
-def run_tasks(tasks: Sequence[Task], count: int) -> Iterator[Note | Finished]:
+def run_tasks(tasks: Sequence[Task], count: int) -> Iterator[Note | Finished | Lost]:
     """Hands the tasks to at most `count` workers, in this order but so that each keeps its arm while it can; tells what
     they say, as it comes. When the iterator is closed, or anything is raised, no worker is left.
 
     Raises:
-        UserError: where a worker met wrong input.
+        UserError: where a worker met wrong input before its first step.
         WorkerFailed: where it raised anything else, or died.
     """
     waiting, shares = list(tasks), split_cores(count)  # by their number, whatever is left to do: sums are the same
@@ -91,7 +99,7 @@ def run_tasks(tasks: Sequence[Task], count: int) -> Iterator[Note | Finished]:
             for connection in multiprocessing.connection.wait(list(busy)):
                 worker = busy[connection]
                 message = worker.receive()
-                if isinstance(message, Finished):
+                if isinstance(message, Finished | Lost):
                     others = {other.arm for other in team if other is not worker and other.task}
                     worker.give(take_task(waiting, worker.arm, others))
                 yield message
@@ -134,7 +142,7 @@ class _Worker:
         with contextlib.suppress(OSError):  # it has died, which `receive` tells
             self.connection.send(task)
 
-    def receive(self) -> Note | Finished:
+    def receive(self) -> Note | Finished | Lost:
         """What the worker says, which has said something or died."""
         try:
             message = self.connection.recv()
@@ -205,8 +213,13 @@ def _take_tasks(connection: Connection) -> None:
                 _forget_programs()
             config = FrozenConfigDict(ConfigDict(task.config, type_safe=False))
             arm, trainer = task.arm, ArmTrainer(assembly.assemble(config), note)
-        write_run(task.file, trainer.run(task.arm, task.seed, task.model, note))
-        connection.send(Finished(task))
+        try:
+            run = trainer.run(task.arm, task.seed, task.model, note)
+        except UserError as error:  # the next run begins from the start again
+            connection.send(Lost(task, str(error)))
+        else:
+            write_run(task.file, run)
+            connection.send(Finished(task))
         task = connection.recv()
     trainer.close()
 
