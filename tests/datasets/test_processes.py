@@ -64,9 +64,11 @@ def test_processes_share_one_stream(tmp_path: Path) -> None:
         records = [
             [json.loads(line) for line in (tmp_path / run / name).read_text().splitlines()] for run in ("one", "two")
         ]
-        told = [[(r["group"], r["slot"], r["prompt_id"], r["token_ids"]) for r in of_run] for of_run in records]
+        told = [[(r["group"], r["slot"], r["prompt_id"]) for r in of_run] for of_run in records]
         assert told[0] == told[1] and len(told[0]) == 16
-        seen += [identity for _, slot, identity, _ in told[0] if slot == 0]
+        if step == 0:  # behind an update, whose sums are taken in another order, a draw may fall otherwise
+            assert [r["token_ids"] for r in records[0]] == [r["token_ids"] for r in records[1]]
+        seen += [identity for _, slot, identity in told[0] if slot == 0]
     assert len(set(seen[:12])) == 12  # an epoch
 
     broken = settings | {"data.train_file": tmp_path / "broken.jsonl"}
