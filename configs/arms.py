@@ -71,15 +71,9 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data.synthetic.lesions = "outside_habits"
 
     config.prompt.system = "Answer at once." if row == "text" else "Zoom in, then answer."
-    config.prompt.bucket = 96
-    config.prompt.patches = 64  # 112 x 112 pixels, as in configs/tiny_cpu.py
-    config.prompt.min_pixels = config.prompt.max_pixels = 112 * 112
-
-    config.rollout.max_turns = 2
+    variants.tiny_prompts(config)
     config.rollout.response_length = 128
-    config.rollout.observation_length = 48
-    config.rollout.crop_patches = 64
-    config.rollout.crop_min_pixels = config.rollout.crop_max_pixels = 112 * 112
+    variants.tiny_looks(config)
 
     config.grpo.clip_low, config.grpo.clip_high = 0.2, 0.28
     config.optimizer.learning_rate = 5e-4

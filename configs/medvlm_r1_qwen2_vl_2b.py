@@ -129,9 +129,7 @@ def _tiny(config: ConfigDict) -> ConfigDict:
     config.prompt.system = "Answer at once."  # a system prompt of the warm-up, and its form of a question
     config.prompt.template = "{question}"
     config.prompt.option = "{letter}. {text}"
-    config.prompt.bucket = 96
-    config.prompt.patches = 64  # 112 x 112 pixels: 8 x 8 patches, 16 visual tokens
-    config.prompt.min_pixels = config.prompt.max_pixels = 112 * 112
+    variants.tiny_prompts(config)
 
     config.rollout.response_length = 48
     config.optimizer.learning_rate = 5e-4

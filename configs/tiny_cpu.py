@@ -36,16 +36,11 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.data.evaluation_batch = 64
 
     config.prompt.system = SYSTEMS.get(row, "Zoom in, then answer.")
-    config.prompt.bucket = 96
-    config.prompt.patches = 64  # 112 x 112 pixels: 8 x 8 patches, 16 visual tokens
-    config.prompt.min_pixels = config.prompt.max_pixels = 112 * 112
+    variants.tiny_prompts(config)
 
     config.rollout.trajectories = 16
-    config.rollout.max_turns = 2
     config.rollout.response_length = 112
-    config.rollout.observation_length = 48
-    config.rollout.crop_patches = 64
-    config.rollout.crop_min_pixels = config.rollout.crop_max_pixels = 112 * 112
+    variants.tiny_looks(config)
 
     config.grpo.clip_low, config.grpo.clip_high = 0.2, 0.28
     config.grpo.kl_weight = 0.05

@@ -77,6 +77,21 @@ def faint_lesions(config: ConfigDict) -> None:
     config.data.synthetic.margin = 0.3
 
 
+def tiny_prompts(config: ConfigDict) -> None:
+    """Prompts of the tiny checkpoints."""
+    config.prompt.bucket = 96
+    config.prompt.patches = 64  # 112 x 112 pixels: 8 x 8 patches, 16 visual tokens
+    config.prompt.min_pixels = config.prompt.max_pixels = 112 * 112
+
+
+def tiny_looks(config: ConfigDict) -> None:
+    """One look of the tiny checkpoints, and an answer."""
+    config.rollout.max_turns = 2
+    config.rollout.observation_length = 48
+    config.rollout.crop_patches = 64
+    config.rollout.crop_min_pixels = config.rollout.crop_max_pixels = 112 * 112
+
+
 def apply_medvr(config: ConfigDict, text: str, more: Mapping[str, Row] | None = None) -> str:
     """Sets tools, forks and tool reward of MedVR's variant `text`; returns the ablation's row, or that of `more` rows.
 

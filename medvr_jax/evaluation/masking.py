@@ -22,7 +22,7 @@ from medvr_jax.evaluation.figures import said
 from medvr_jax.evaluation.greedy import make_prediction
 from medvr_jax.evaluation.masking_figures import masking_figures
 from medvr_jax.evaluation.masking_text import masking_text
-from medvr_jax.evaluation.masks import CONTROLS, MASKS, MaskedExamples, Masking, maskings
+from medvr_jax.evaluation.masks import CONTROLS, MASKS, Masking, masked_examples, maskings
 from medvr_jax.evaluation.questions import QuestionSet
 from medvr_jax.evaluation.records import make_row
 from medvr_jax.evaluation.regions import overlap, pixel_boxes
@@ -100,7 +100,7 @@ def _ask(
     keys = [[(tasks[i].id, tasks[i].mask) for i in batch.indices[: batch.counted]] for batch in batches]
     ahead = [batch for batch, of_batch in zip(batches, keys, strict=True) if not done.issuperset(of_batch)]
     count = len(tasks) - sum(batch.counted for batch in ahead)
-    masked, key = MaskedExamples(questions.examples, tasks), jax.random.key(parts.config.seed)
+    masked, key = masked_examples(questions.examples, tasks), jax.random.key(parts.config.seed)
     answers = answer(ready.engine, ready.params, parts.encoder, masked, ahead, parts.rows(size), key)
     with Progress(len(tasks), count, f"mask {questions.name}") as progress:
         for batch, found in zip(ahead, answers, strict=True):

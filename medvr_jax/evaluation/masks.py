@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import overload
 
-from medvr_jax.datasets.example import Example
+from medvr_jax.datasets.example import Example, Picked
 from medvr_jax.evaluation.regions import elsewhere, generator_of, pixel_boxes
 from medvr_jax.inputs.blanking import PixelBox
 from medvr_jax.inputs.boxes import Size
@@ -54,26 +53,14 @@ def maskings(index: int, identity: str, looked: Boxes, true: Boxes) -> list[Mask
     return [Masking(index, identity, mask, boxes[mask]) for mask in MASKS if boxes[mask]]
 
 
-class MaskedExamples(Sequence[Example]):
+def masked_examples(examples: Sequence[Example], tasks: Sequence[Masking]) -> Picked:
     """Questions with the first image masked, the one that tools work on; each is made when it is asked for."""
 
-    def __init__(self, examples: Sequence[Example], tasks: Sequence[Masking]) -> None:
-        self._examples, self._tasks = examples, tasks
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        task = self._tasks[index]
-        example = self._examples[task.index]
+    def read(place: int) -> Example:
+        task = tasks[place]
+        example = examples[task.index]
         first, *others = example.images
         region = task.region(image_header(first, image_name(example, 0)).size)
         return dataclasses.replace(example, images=(Blanked(first, region), *others))
+
+    return Picked(read, range(len(tasks)))
