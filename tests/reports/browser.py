@@ -1,4 +1,4 @@
-"""A real headless Chromium: playwright's own, or one that the machine has."""
+"""A real headless Chromium, playwright's own or one that the machine has, and pages that are watched in it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+CONTRAST = (Path(__file__).parent / "contrast.js").read_text("utf-8")
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
 
 
@@ -36,3 +39,42 @@ def launched() -> Iterator:
             pytest.skip(f"no browser starts: {'; '.join(reasons)}; looked on the PATH for {', '.join(NAMES)}")
         yield browser
         browser.close()
+
+
+class Watched:
+    """A page, and what it complained of or asked for."""
+
+    def __init__(self, browser: Any, file: Path, address: str = "", **options: Any) -> None:
+        self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        self.asked, self.complaints = [], []
+        self.page = self.context.new_page()
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append("a dialog"))
+        self.page.route("**/*", self._route)
+        self.page.goto(file.as_uri() + address)
+
+    def _route(self, route: Any) -> None:
+        self.asked.append(route.request.url)
+        if route.request.url.startswith("file:") and len(self.asked) == 1:
+            route.continue_()
+        else:
+            route.abort()
+
+    def __enter__(self) -> Any:
+        return self.page
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        asked = [url for url in self.asked if not url.startswith("data:")]
+        self.context.close()
+        if kind is None:
+            assert self.complaints == []
+            assert len(asked) == 1  # the page itself
+
+
+def index(run: Path) -> Path:
+    return run / "report" / "index.html"
+
+
+def text(page: Any, selector: str) -> str:
+    return page.locator(selector).first.text_content()

@@ -14,11 +14,10 @@ import pytest
 from medvr_jax.reports.masking import section
 from medvr_jax.reports.page import write_report
 from tests.evaluation.looking_policy import SIDE
-from tests.reports.browser import launched
+from tests.reports.browser import CONTRAST, Watched, index, launched, text
 from tests.reports.made_masking import make_masking
 from tests.reports.made_run import NASTY, make_run
 from tests.reports.test_page import read
-from tests.reports.test_viewer import CONTRAST, Watched, index, text
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from medvr_jax.reports.metrics import read_json_lines
 from medvr_jax.reports.page import write_report
 from medvr_jax.reports.rollouts import rollout_steps
 from medvr_jax.reports.viewer import groups_page
-from tests.reports.browser import launched
+from tests.reports.browser import CONTRAST, Watched, index, launched, text
 from tests.reports.made_run import NASTY, hostile_text, long_group, made_group, make_run, picture
 
 expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
@@ -48,45 +48,6 @@ def records(run: Path) -> dict[tuple[int, int], list[dict[str, Any]]]:
         for record in read_json_lines(path):
             found.setdefault((step, record["group"]), []).append(record)
     return found
-
-
-class Watched:
-    """A page, and what it complained of or asked for."""
-
-    def __init__(self, browser: Any, file: Path, address: str = "", **options: Any) -> None:
-        self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
-        self.asked, self.complaints = [], []
-        self.page = self.context.new_page()
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.complaints.append("a dialog"))
-        self.page.route("**/*", self._route)
-        self.page.goto(file.as_uri() + address)
-
-    def _route(self, route: Any) -> None:
-        self.asked.append(route.request.url)
-        if route.request.url.startswith("file:") and len(self.asked) == 1:
-            route.continue_()
-        else:
-            route.abort()
-
-    def __enter__(self) -> Any:
-        return self.page
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        asked = [url for url in self.asked if not url.startswith("data:")]
-        self.context.close()
-        if kind is None:
-            assert self.complaints == []
-            assert len(asked) == 1  # the page itself
-
-
-def index(run: Path) -> Path:
-    return run / "report" / "index.html"
-
-
-def text(page: Any, selector: str) -> str:
-    return page.locator(selector).first.text_content()
 
 
 def written(tmp_path: Path, groups: list, **options: Any) -> Path:
@@ -413,9 +374,6 @@ def test_hostile_texts_are_texts(browser: Any, run: Path, tmp_path: Path) -> Non
 def clean(shown: str) -> str:
     """Characters that HTML cannot hold are shown as U+FFFD, or left out of comparisons."""
     return re.sub("[\x00\ufffd?]", "", shown)
-
-
-CONTRAST = (Path(__file__).parent / "contrast.js").read_text("utf-8")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
