@@ -85,8 +85,7 @@ def prepare_workdir(workdir: str | os.PathLike, config: FrozenConfigDict, mode: 
 def _prepare_experiment(folder: Path, config: FrozenConfigDict) -> None:
     """The folder of an experiment holds the recipe, whose runs are in the folder RUNS. It may go on with more arms and
     seeds; what its runs were made with stays."""
-    if _has_results(folder):
-        raise UserError(f"--workdir: {folder} holds a training run; give another one for an experiment")
+    refuse_run(folder)
     _check_writable(folder)
     if _has_runs(folder):
         for name, before, now in differences(_read_saved(folder)[0], config):
@@ -96,6 +95,12 @@ def _prepare_experiment(folder: Path, config: FrozenConfigDict) -> None:
                     " --workdir, or that value"
                 )
     write_atomically(folder / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def refuse_run(folder: Path) -> None:
+    """UserError where a training run has left something: an experiment needs a folder of its own."""
+    if _has_results(folder):
+        raise UserError(f"--workdir: {folder} holds a training run; give another one for an experiment")
 
 
 def _has_runs(folder: Path) -> bool:

@@ -11,7 +11,8 @@ from ml_collections import FrozenConfigDict
 
 from medvr_jax.errors import UserError
 from medvr_jax.experiments.grid import Experiment, finished_runs, read_experiment
-from medvr_jax.experiments.options import ACCURACY
+from medvr_jax.experiments.lock import only_process
+from medvr_jax.experiments.options import ACCURACY, FigureOption
 from medvr_jax.experiments.result_figures import figures
 from medvr_jax.experiments.run_files import Run, read_run, run_file
 from medvr_jax.experiments.summary import HIT_RATE, Runs
@@ -19,7 +20,7 @@ from medvr_jax.experiments.tables import result_lines, share, table
 from medvr_jax.experiments.worker import Lost, Note, Task, WorkerFailed, run_tasks
 from medvr_jax.reports.metrics import replace_file
 from medvr_jax.reports.progress import Progress, duration
-from medvr_jax.workdir import prepare_workdir
+from medvr_jax.workdir import prepare_workdir, refuse_run
 
 
 def run_experiment(config: FrozenConfigDict, spec: str, overrides: Iterable[tuple[str, str]], workdir: str) -> None:
@@ -27,8 +28,15 @@ def run_experiment(config: FrozenConfigDict, spec: str, overrides: Iterable[tupl
     before anything begins. Runs that break are told, the others go on; UserError at the end where there were any."""
     folder = Path(workdir)
     experiment = read_experiment(config, spec, overrides)
-    runs = finished_runs(folder, experiment)
-    prepare_workdir(folder, config, "experiment")
+    refuse_run(folder)
+    with only_process(folder):
+        runs = finished_runs(folder, experiment)
+        prepare_workdir(folder, config, "experiment")
+        _make_runs(folder, experiment, runs)
+
+
+def _make_runs(folder: Path, experiment: Experiment, runs: dict[str, dict[int, Run]]) -> None:
+    """Adds to `runs` what is missing, and writes the results after each."""
     tasks = missing_tasks(folder, experiment, runs)
     done, total = sum(map(len, runs.values())), len(tasks) + sum(map(len, runs.values()))
     if done:
@@ -56,6 +64,9 @@ def run_experiment(config: FrozenConfigDict, spec: str, overrides: Iterable[tupl
         print(f"medvr_jax: {error}\nthe same command goes on with the runs that are missing", file=sys.stderr)
         raise SystemExit(1) from None
     print(f"results in {write_results(folder, experiment, runs)}")
+    for figure in experiment.grid.figures:
+        if not figure_file(folder, figure).is_file():
+            print(f"experiment.figures: {figure.title!r} is not drawn: no run of its arms, or none with {figure.kind}")
     if lost:
         raise UserError(f"{len(lost)} of {total} runs were lost, the first: {lost[0]}")
 
@@ -78,6 +89,11 @@ def describe(run: Run) -> str:
     return f"{text} in {duration(run.seconds)}"
 
 
+def figure_file(folder: Path, figure: FigureOption) -> Path:
+    """Where a figure goes."""
+    return folder / "figures" / f"{figure.stem}.svg"
+
+
 def write_results(folder: Path, experiment: Experiment, runs: Runs) -> Path:
     """Tables and figures made anew of the runs alone; returns the page that shows them."""
     runs = {name: dict(sorted(of_arm.items())) for name, of_arm in runs.items()}  # they finish in any order
@@ -88,8 +104,19 @@ def write_results(folder: Path, experiment: Experiment, runs: Runs) -> Path:
         if old.stem not in {figure.stem for figure in drawn}:
             old.unlink()
     for figure, svg in drawn.items():
-        replace_file(folder / "figures" / f"{figure.stem}.svg", svg)
+        replace_file(figure_file(folder, figure), svg)
     pictures = [f"![{figure.title}](figures/{figure.stem}.svg)" for figure in drawn]
     page = folder / "README.md"
-    replace_file(page, "\n\n".join(["# Results", tables.rstrip("\n"), *pictures]) + "\n")
+    replace_file(page, "\n\n".join(["# Results", _told(experiment, runs), tables.rstrip("\n"), *pictures]) + "\n")
     return page
+
+
+def _told(experiment: Experiment, runs: Runs) -> str:
+    """What was run, in a line: of the baseline, as arms may differ in it."""
+    arm = experiment.arms[experiment.grid.baseline].config
+    done, total = sum(map(len, runs.values())), sum(len(one.seeds) for one in experiment.arms.values())
+    return (
+        f"{done} of {total} runs are done. `{experiment.grid.baseline}`: {arm.steps} updates of"
+        f" {arm.data.prompts_per_step} questions x {arm.rollout.trajectories} trajectories, {arm.data.test_examples}"
+        f" held-out questions, model `{arm.model.path}`; the whole recipe is in `config.json`."
+    )

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from medvr_jax.errors import UserError
-from medvr_jax.experiments.options import ACCURACY
+from medvr_jax.experiments.options import ACCURACY, KEPT
 from medvr_jax.experiments.statistics import area
 from medvr_jax.reports.metrics import json_line, read_json_lines
 from medvr_jax.workdir import RUNS, write_atomically
 
 Row = Mapping[str, Any]
-KEPT = ("eval/", "base/", "fork/", "rollout/", "reward/", "audit/", "train/")  # and the step's seconds
 
 
 @dataclasses.dataclass(frozen=True)
