@@ -21,7 +21,7 @@ from configs import base, variants
 from medvr_jax.configuration import override
 
 # NAME=VARIANT, with @SEEDS where that is not experiment.seeds.
-PAPER = ("text=text", "zoom=zoom", "evr_one_pass=evr,evr.spending=one_pass", "evr=evr", "cca=cca", "both=full")
+PAPER = ("text=text", "zoom=zoom@20", "evr_one_pass=evr,evr.spending=one_pass", "evr=evr@20", "cca=cca", "both=full")
 FORKS = (
     "random_one_pass=evr,evr.spending=one_pass,evr.gate=random@5",
     "random=evr,evr.gate=random@5",
@@ -37,17 +37,22 @@ SIZES = (
     "both_8=full,rollout.trajectories=8@5",
     "both_32=full,rollout.trajectories=32@5",
 )
-SAFER = (  # what might make CCA safe
+# What might make CCA safe: a vote without habits (who looks where the right ones of other questions look, too, has
+# none), and a smaller eta, with which boxes one lattice step apart agree.
+SAFER = (
+    "cca_votes=cca,rewards.maximum_popularity=0.1@20",
+    "both_votes=full,rewards.maximum_popularity=0.1",
     "cca_eta_.4=cca,rewards.eta=0.4@5",
-    "cca_soft=cca,rewards.soft_iou=true@5",
-    "cca_by_side=cca,rewards.eta_side=0.5@5",
-    "cca_2_right=cca,rewards.minimum_correct=2@5",
-    "cca_agreeing=cca,rewards.minimum_agreement=0.75,rewards.minimum_correct=2@5",  # one alone always agrees
 )
 # Lesions anywhere: the habit's boxes hit some of them, and consensus begins with more hits among right answers.
 ANYWHERE = tuple(
     f"anywhere_{name}={variant},data.synthetic.lesions=anywhere@5"
-    for name, variant in (("zoom", "zoom"), ("cca", "cca"), ("cca_eta_.4", "cca,rewards.eta=0.4"), ("both", "full"))
+    for name, variant in (("zoom", "zoom"), ("cca", "cca"))
+)
+# A strong prior: nearly three of four training questions have the same answer, held-out ones one of three. Luck pays.
+PRIOR = tuple(
+    f"prior_{name}={variant},data.synthetic.prior=0.6,steps=36"
+    for name, variant in (("zoom", "zoom"), ("cca", "cca"), ("cca_votes", "cca,rewards.maximum_popularity=0.1"))
 )
 
 
@@ -84,19 +89,21 @@ def get_config(variant: str = "full") -> ConfigDict:
 def _grid(config: ConfigDict) -> None:
     """All arms, what is compared and what is drawn."""
     experiment = config.experiment
-    experiment.arms = PAPER + FORKS + REWARDS + SIZES + SAFER + ANYWHERE
+    experiment.arms = PAPER + SAFER + FORKS + REWARDS + SIZES + PRIOR + ANYWHERE
     experiment.baseline = "zoom"
     experiment.pairs = (
         "evr-evr_one_pass", "evr-random", "evr_one_pass-random_one_pass", "evr-uncertain", "both-evr", "both-cca",
         "cca-unconditional", "unconditional-unrewarded", "zoom-unconditional",
-        "cca_eta_.4-cca", "cca_soft-cca", "cca_by_side-cca", "cca_2_right-cca", "cca_agreeing-cca",
-        "anywhere_cca-anywhere_zoom", "anywhere_cca_eta_.4-anywhere_zoom", "anywhere_both-anywhere_zoom",
+        "cca_votes-cca", "both_votes-both", "both_votes-evr", "cca_eta_.4-cca",
+        "anywhere_cca-anywhere_zoom", "prior_cca-prior_zoom", "prior_cca_votes-prior_zoom", "prior_cca_votes-prior_cca",
     )  # fmt: skip
     experiment.figures = (
         "The paper's arms=curves:text,zoom,evr,cca,both",
         "Spending the forks=curves:zoom,evr_one_pass,evr,random_one_pass,random",
         "Reward designs=curves:unrewarded,unconditional,zoom,cca",
         "Zooms that hit=eval/hit_rate:zoom,evr,cca,both",
+        "A consensus without habits=curves:zoom,evr,cca,cca_votes,both,both_votes",
+        "A strong prior=curves:prior_zoom,prior_cca,prior_cca_votes",
         "Purity in training, base trajectories=base/purity:zoom,evr,cca,both",
         "evr.gamma:gamma_0,gamma_0.25,evr,gamma_1,gamma_2",
         "rollout.trajectories:both_4,both_8,both,both_32",

@@ -78,6 +78,7 @@ def get_config() -> ConfigDict:
     # For experiments, see configs/arms.py: what a guess is worth, and whether the boxes of a habit can hit.
     data.synthetic.classes = 4  # kinds of lesions, 2 to 4
     data.synthetic.nothing_visible = False  # a first option says so; it is never right
+    data.synthetic.prior = 0.0  # share of the training questions that are of the first kind, whatever the others are
     data.synthetic.lesions = "anywhere"  # anywhere | outside_habits | inside_habits: where lesions lie
 
     prompt = config.prompt = section()
@@ -124,16 +125,15 @@ def get_config() -> ConfigDict:
     rewards.tool_weight = 1.0  # of R_tool, which only right answers earn
     rewards.format_penalty = -0.2  # medvr: R_format of malformed output
     # To look is to get an image from a tool, whichever it is. CCA is about boxes: other looks earn nothing under it,
-    # and vote for nowhere.
+    # and vote for nowhere. The default is the paper's; docs/arms.md measures when conditional is the better one.
     rewards.tool = "consensus"  # consensus (CCA) | conditional (looked and right) | unconditional (looked) | none
     rewards.eta = 0.5  # consensus: `high` needs an IoU with the consensus above this
     rewards.raster = 64  # R of the masks
     rewards.high = 1.0  # R_tool above eta; conditional and unconditional pay this too
     rewards.low = 0.5  # R_tool otherwise
-    rewards.minimum_correct = 1  # consensus: with fewer right trajectories in the group, nobody gets `high`
-    rewards.minimum_agreement = 0.0  # consensus: nor where a smaller share of those who looked are above eta; 0 = off
-    rewards.soft_iou = False  # consensus: R_tool = low + (high - low) IoU, without a step at eta
-    rewards.eta_side = 0.0  # consensus: masks of a smaller side (1 = the image's) need eta only in proportion; 0 = off
+    # A look that suits many images is a habit: popularity is the share of those that looked and are right, of the
+    # step's other questions, whose boxes are, by eta, the same. For one process.
+    rewards.maximum_popularity = 1.0  # consensus: who is more popular has no vote; 1 = all right ones vote
 
     grpo = config.grpo = section()
     grpo.clip_low = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from configs import base
 from medvr_jax.errors import UserError
 
 Row = tuple[tuple[str, ...], bool, str]  # tools, forks, tool reward
@@ -61,10 +62,12 @@ def parse(text: str, words: Sequence[str], settings: Mapping[str, str]) -> Varia
 
 
 def split_fields(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """What `parse` reads, and the parts FIELD=VALUE, which have a dot in their name, as (field, text)."""
+    """What `parse` reads, and the parts FIELD=VALUE, FIELD being one of base.py's, as (field, text)."""
+    known = base.get_config()
     parts = [part.strip().partition("=") for part in text.split(",")]
-    fields = [(name, value) for name, equals, value in parts if equals and "." in name]
-    words = ",".join("".join(part) for part in parts if not (part[1] and "." in part[0]))
+    is_field = [bool(equals) and ("." in name or name in known) for name, equals, _ in parts]
+    fields = [(name, value) for (name, _, value), yes in zip(parts, is_field, strict=True) if yes]
+    words = ",".join("".join(part) for part, yes in zip(parts, is_field, strict=True) if not yes)
     return words, fields
 
 

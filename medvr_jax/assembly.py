@@ -259,7 +259,13 @@ def _evr(config: Any, backbone: BackboneConfig) -> EvrSettings:
 
 
 def reward_settings(config: Any) -> RewardSettings:
-    """Weights and rules of the reward and the advantage."""
+    """Weights and rules of the reward and the advantage; UserError for one that needs the groups of other processes."""
+    limit, processes = config.rewards.maximum_popularity, jax.process_count()
+    if limit < 1 and processes > 1:
+        raise UserError(
+            f"rewards.maximum_popularity: found {limit} in a run of {processes} processes, allowed is 1.0 there, as"
+            " each knows its own questions alone"
+        )
     names = [field.name for field in dataclasses.fields(RewardSettings)]
     values = {**config.rewards, **config.grpo}
     return RewardSettings(**{name: values[name] for name in names})

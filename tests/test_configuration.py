@@ -132,9 +132,8 @@ def test_overrides_have_the_type_of_their_field(model_folder: Path) -> None:
         ("rewards.tool", "cca", "rewards.tool: found 'cca', allowed are consensus, conditional"),
         ("evr.gate", "chance", "evr.gate: found 'chance', allowed are entropy, random"),
         ("evr.position", "last", "evr.position: found 'last', allowed are first, uncertain"),
-        ("rewards.minimum_agreement", "1.5", "rewards.minimum_agreement: found 1.5, allowed is 0 to 1"),
-        ("rewards.eta_side", "-1", "rewards.eta_side: found -1.0, allowed is 0 to 1"),
-        ("rewards.soft_iou", "yes", "rewards.soft_iou: found 'yes', allowed is true or false"),
+        ("data.synthetic.prior", "1.5", "data.synthetic.prior: found 1.5, allowed is 0 to 1"),
+        ("rewards.maximum_popularity", "1.5", "rewards.maximum_popularity: found 1.5, allowed is 0 to 1"),
     ],
 )
 def test_wrong_overrides_are_named(name: str, text: str, message: str, model_folder: Path) -> None:

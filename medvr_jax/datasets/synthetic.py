@@ -7,7 +7,8 @@ lesion's own grey value shows them, which is another one from image to image. Ev
 split, index); splits and indices never share a random stream.
 
 For experiments, lesions may lie only where the boxes of a habit miss them, or only where they hit, there may be fewer
-classes, and a first option may say that nothing is visible, which is never right: what a guess is worth is then known.
+classes, a first option may say that nothing is visible, which is never right, and a part of the training questions may
+have the first class: what a guess is worth is then known.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class SyntheticTask:
     hidden_by: str = "size"  # size | contrast: what keeps the stripes from being seen in the overview
     classes: int = len(CLASSES)  # the first ones
     nothing_visible: bool = False  # whether a first option says so; it is never right
+    prior: float = 0.0  # share of the training questions whose class is the first; the others are drawn as ever
     lesions: str = "anywhere"  # anywhere | outside_habits | inside_habits: of HABIT_BOXES
 
     @property
@@ -108,6 +110,8 @@ class SyntheticTask:
         while not (marker or self._wanted(corner)):
             corner = np.round(rng.uniform(low, high, size=2) - self.lesion_side / 2).astype(int)
         label = int(rng.integers(self.classes))
+        if split == "train" and self.prior and rng.random() < self.prior:
+            label = 0
         phase = rng.uniform(0, 2 * np.pi)
         x, y = (int(v) for v in corner)
         box = (x, y, x + self.lesion_side, y + self.lesion_side)
@@ -179,8 +183,9 @@ class SyntheticTask:
     def _example(self, split: Split, index: int, scene: Scene, word: str) -> Example:
         faint = "faint-" if self.hidden_by == "contrast" else ""
         where = "" if self.lesions == "anywhere" else f"{self.lesions}-".replace("_", "-")
+        prior = f"prior-{self.prior:g}-" if self.prior and split == "train" else ""
         return Example(
-            id=f"synthetic-{self.seed}-{split}-{index}-{faint}{where}{word}",
+            id=f"synthetic-{self.seed}-{split}-{index}-{faint}{where}{prior}{word}",
             images=(encode_png(scene.pixels),),
             question=question(word),
             options=self.options,

@@ -1,6 +1,7 @@
 """The consensus of several samples, held against the true boxes: an audit of CCA, never a reward.
 
-The right samples of a question vote as the right trajectories of a group do in training (`rewards/consensus.py`).
+The right samples of a question vote as the right trajectories of a group do in training (`rewards/consensus.py`),
+all of them, whatever rewards.maximum_popularity is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import jax
 import numpy as np
 
 from medvr_jax.evaluation.figures import Figure
-from medvr_jax.evaluation.grounding import ELSEWHERE, any_hit
+from medvr_jax.evaluation.grounding import ELSEWHERE, any_hit, mask_overlap
 from medvr_jax.evaluation.markdown import correlation, interval, set_name, table
 from medvr_jax.evaluation.questions import QuestionSet
 from medvr_jax.evaluation.results import Section
@@ -95,14 +96,14 @@ def _audited(groups: Sequence[Sequence[Row]], start: int, raster: int, eta: floa
             right[b, m] = row["correct"]
     result, lesions = _agreement(boxes, valid, right, true, known, raster)
     ious, masks, lesions = np.asarray(result.iou), np.asarray(result.consensus), np.asarray(lesions)
+    overlaps, covered = mask_overlap(masks, lesions)
     for b, group in enumerate(chunk):
-        mask, lesion = masks[b], lesions[b]
-        shared, voting = float((mask & lesion).sum()), right[b] & valid[b].any(-1)
+        voting, agreed = right[b] & valid[b].any(-1), masks[b].any()
         enough = voting.sum() >= _VOTERS
         hits = [any_hit(row["boxes"], row["true_boxes"]) for row, votes in zip(group, voting, strict=False) if votes]
         yield Audited(
-            iou=shared / float((mask | lesion).sum()) if mask.any() else None,
-            covered=shared / max(float(lesion.sum()), 1.0) if mask.any() else None,
+            iou=float(overlaps[b]) if agreed else None,
+            covered=float(covered[b]) if agreed else None,
             purity=float(np.mean(hits)) if enough else None,
             estimated=float((ious[b][voting] > eta).mean()) if enough else None,
         )

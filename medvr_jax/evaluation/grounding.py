@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 Box = Sequence[float]
 
 ELSEWHERE = 0.5  # a consensus that holds less than this share of the true boxes' area points elsewhere
@@ -37,6 +39,13 @@ def hit(zoom: Box, true: Box) -> bool:
 def any_hit(zooms: Sequence[Box], true_boxes: Sequence[Box]) -> bool:
     """Some zoom of a trajectory hits some true box."""
     return any(hit(zoom, true) for zoom in zooms for true in true_boxes)
+
+
+def mask_overlap(masks: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """IoU of masks with those of the true boxes, and the share of the latter that they hold: [..., R, R] bool each ->
+    [...] float64 each, 0 where a denominator is."""
+    shared, joined, area = (x.sum((-2, -1)) for x in (masks & true, masks | true, true))
+    return shared / np.maximum(joined, 1), shared / np.maximum(area, 1)
 
 
 def best_iou(zooms: Sequence[Box], true_boxes: Sequence[Box]) -> float:

@@ -163,11 +163,12 @@ def masking_section(
     everything = [row for found in masked for row in found]
     write_atomically(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in everything))
     _write_shown(folder / SHOWN, questions, rows, masked)
-    others = {
-        title: read_rows(other.with_name(file.name))
-        for title, other in other_runs(compare_with, policy).items()
-        if other.with_name(file.name).is_file()
-    }
+    others = {}
+    for title, other in other_runs(compare_with, policy).items():
+        if other.with_name(file.name).is_file():
+            others[title] = read_rows(other.with_name(file.name))
+        else:
+            print(f"evaluate.compare_with: {title} has no masking test; it is compared in all else")
     figures = masking_figures([row for found in rows for row in found], everything, others)
     return Section(NAME, figures, masking_text(figures, policy))
 

@@ -123,6 +123,26 @@ def gap_against_habits() -> Plot:
     )
 
 
+def gap_without_habits() -> Plot:
+    """The same where popular looks have no vote."""
+    xs = np.linspace(0, 1, 401)
+    rules = {
+        "all vote": (1.0, np.inf),
+        "none above a popularity of .3": (0.3, np.inf),
+        "none above .1": (0.1, np.inf),
+        "none above .1, findings at 5 places": (0.1, 5),
+    }
+    return Plot(
+        "A habit gives itself away, as long as findings have many places",
+        f"purity ρ; n = {CORRECT} correct trajectories, misses spread over 3 boxes",
+        "gap of R_tool, hit − lucky miss",
+        [
+            curve(name, xs, lambda rho, rule=rule: theory.habit_gap_of_votes(rho, CORRECT, 3, *rule))
+            for name, rule in rules.items()
+        ],
+    )
+
+
 def around(step: int, side: int, lesion: tuple[int, int] = (210, 238)) -> list[tuple[int, int, int, int]]:
     """All boxes of that side, on a lattice of that step, that hold the whole lesion (low, high on both axes)."""
     places = range(lesion[1] - side, lesion[0] + 1, step)
@@ -160,6 +180,7 @@ FIGURES: dict[str, Callable[[], Plot]] = {
     "forks_group": size_of_the_group,
     "consensus_majority": majority_at_the_lesion,
     "consensus_habits": gap_against_habits,
+    "consensus_votes": gap_without_habits,
     "consensus_lattice": gap_against_lattice,
 }
 

@@ -15,6 +15,7 @@ _PAIR = re.compile(rf"({_NAME})-({_NAME})")
 
 CURVES, AREA, ENTROPY = "curves", "area", "entropy"
 ACCURACY = "eval/accuracy"
+KEPT = ("eval/", "base/", "fork/", "rollout/", "reward/", "audit/", "train/")  # keys of a row that a run's file holds
 TITLES = {
     CURVES: "Held-out accuracy",
     AREA: "Area under the accuracy curve",
@@ -134,14 +135,15 @@ def _figure(text: Any) -> FigureOption:
 
 
 def _check_kind(figure: FigureOption, c: Mapping[str, Any]) -> None:
-    """UserError unless the kind is one of the words, a key, or a field that holds a number."""
-    if figure.kind in TITLES or figure.metric:
+    """UserError unless the kind is one of the words, a key that runs keep, or a field that holds a number."""
+    if figure.kind in TITLES or figure.kind.startswith(KEPT):
         return
     value = c.get(figure.kind)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(
             f"experiment.figures: found the kind {figure.kind!r}, allowed are {', '.join(TITLES)}, a key of"
-            " metrics.jsonl, e.g. eval/hit_rate, and a field that holds a number, e.g. evr.gamma"
+            f" metrics.jsonl that begins with one of {', '.join(KEPT)}, e.g. eval/hit_rate, and a field that holds a"
+            " number, e.g. evr.gamma"
         )
 
 

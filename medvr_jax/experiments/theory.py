@@ -187,6 +187,32 @@ def habit_gap(purity: float, correct: int, habits: int = 1, high: float = 1.0, l
     return hit - shared_box_reward((1 - purity) / habits, correct, high, low)
 
 
+def habit_gap_of_votes(
+    purity: float,
+    correct: int,
+    habits: int,
+    maximum_popularity: float,
+    places: float = math.inf,
+    high: float = 1.0,
+    low: float = 0.5,
+) -> float:
+    """`habit_gap` where who is too popular has no vote, for a step of many questions whose findings are equally often
+    at each of `places` places: a habit has the popularity (1 - ρ) / habits, a hit ρ / places.
+
+    With a limit τ it is positive for every purity if 1 / places <= τ < 1 / (habits + 1) (and n >= 2).
+    """
+    habits_vote = (1 - purity) / habits <= maximum_popularity
+    hits_vote = purity / places <= maximum_popularity
+    if habits_vote and hits_vote:
+        return habit_gap(purity, correct, habits, high, low)
+    if hits_vote:
+        return high - low  # only hits vote, and all of them agree
+    if not habits_vote:
+        return 0.0  # nobody votes
+    others = binomial(correct - 1, 1 - purity)  # only misses vote: a hit never agrees, a miss with its own habit
+    return -sum(p * (shared_box_reward(1 / habits, 1 + n, high, low) - low) for n, p in enumerate(others))
+
+
 class BoxKinds(NamedTuple):
     """The boxes that correct trajectories may hold: `boxes [K, 4]` (x1, y1, x2, y2) in any unit, `hit [K]` bool, and
     `chance [K]` of each among hits, or among misses."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from medvr_jax.evaluation.grounding import ELSEWHERE
+from medvr_jax.evaluation.grounding import ELSEWHERE, mask_overlap
 
 
 class Agreement(NamedTuple):
@@ -32,7 +32,7 @@ class Agreement(NamedTuple):
 
 
 def agreement(records: Sequence[Mapping[str, Any]], raster: int) -> Agreement:
-    """Right trajectories vote, as in training; where nobody knows what is right, those that `agree`, all by default.
+    """Those vote who did in training; where nobody knows what is right, those that `agree`, all by default.
 
     One trajectory that nobody judged agrees with nobody.
     R = `raster`.
@@ -44,13 +44,14 @@ def agreement(records: Sequence[Mapping[str, Any]], raster: int) -> Agreement:
         counts += union(record["boxes"], raster)
     mask = 2 * counts > len(voters)
     true = union(records[0]["true_boxes"], raster)
-    known, shared = bool(true.any()), float((mask & true).sum())
-    covered = shared / float(true.sum()) if known else None
-    return Agreement(counts, mask, len(voters), covered, shared / float((mask | true).sum()) if known else None)
+    iou, covered = map(float, mask_overlap(mask, true)) if true.any() else (None, None)
+    return Agreement(counts, mask, len(voters), covered, iou)
 
 
 def _votes(record: Mapping[str, Any]) -> bool:
-    return record.get("agrees", True) if record["correct"] is None else record["correct"]
+    if record["correct"] is None:
+        return record.get("agrees", True)
+    return record.get("votes", record["correct"])  # files older than this field: all right ones voted
 
 
 def union(boxes: Sequence[Sequence[float]], raster: int) -> np.ndarray:

@@ -33,10 +33,11 @@ class ConsensusResult(NamedTuple):
 
     reward: [B, M] float32, R_tool; 0 for wrong answers and for trajectories without a valid box.
     iou: [B, M] float32, overlap of the trajectory's mask with its group's consensus; 0 if either is empty.
-    agreement: [B] float32, share of the correct trajectories that zoomed whose overlap is above their eta, an estimate
+    agreement: [B] float32, share of the correct trajectories that zoomed whose overlap is above eta, an estimate
         of how many of them looked at the right place; 0 if there are none.
     consensus: [B, R, R] bool, rows are y and columns are x.
-    counts: [B, R, R] int32, how many correct trajectories looked at each pixel.
+    counts: [B, R, R] int32, how many of those who vote looked at each pixel.
+    votes: [B, M] bool, who votes: the correct ones, without those that are too popular.
     """
 
     reward: jax.Array
@@ -44,6 +45,7 @@ class ConsensusResult(NamedTuple):
     agreement: jax.Array
     consensus: jax.Array
     counts: jax.Array
+    votes: jax.Array
 
 
 def usable_boxes(boxes: jax.Array, valid: jax.Array) -> jax.Array:
@@ -223,30 +225,44 @@ def tool_reward(
     high: float = 1.0,
     low: float = 0.5,
     resolution: int = 64,
-    minimum_correct: int = 1,
-    minimum_agreement: float = 0.0,
-    soft_iou: bool = False,
-    eta_side: float = 0.0,
+    maximum_popularity: float = 1.0,
 ) -> ConsensusResult:
     """R_tool of every trajectory: boxes [B, M, Z, 4], valid [B, M, Z], correct [B, M].
 
     A correct trajectory that zoomed earns `high` if its mask overlaps the consensus with IoU > `eta`, else `low`; also
-    `low` if the consensus is empty, or if fewer than `minimum_correct` trajectories of its group are correct.
+    `low` if the consensus is empty.
 
-    minimum_agreement: `low` also where the group's agreement is smaller.
-    soft_iou: what is earned rises with the IoU from `low` to `high`, instead of the step at `eta`.
-    eta_side: > 0: a mask smaller than a square of this normalised side needs less, see `eta_by_size`.
+    maximum_popularity: < 1: a correct trajectory votes only if its `popularity` is not above this.
     """
     correct = correct.astype(bool)
-    iou, size, agreed, masks = _in_parts(functools.partial(_overlaps, resolution=resolution), boxes, valid, correct)
-    agrees = iou > (eta_by_size(size / resolution**2, eta, eta_side) if eta_side else eta)
-    looked = correct & usable_boxes(boxes, valid).any(-1)
+    votes = correct
+    if maximum_popularity < 1:
+        votes &= popularity(boxes, valid, correct, eta=eta, resolution=resolution) <= maximum_popularity
+    iou, agreed, masks = _in_parts(functools.partial(_overlaps, resolution=resolution), boxes, valid, votes)
+    agrees, looked = iou > eta, correct & usable_boxes(boxes, valid).any(-1)
+    reward = jnp.where(looked, jnp.where(agrees, high, low), 0.0).astype(jnp.float32)
     agreement = agreeing_share(agrees, looked)
-    trusted = jnp.sum(correct, axis=-1, dtype=jnp.int32) >= minimum_correct
-    trusted &= agreement >= minimum_agreement
-    earned = low + (high - low) * iou if soft_iou else jnp.where(agrees, high, low)
-    reward = jnp.where(looked, jnp.where(trusted[:, None], earned, low), 0.0).astype(jnp.float32)
-    return ConsensusResult(reward, iou, agreement, unpack(agreed), _counts(masks, correct.T))
+    return ConsensusResult(reward, iou, agreement, unpack(agreed), _counts(masks, votes.T), votes)
+
+
+def popularity(
+    boxes: jax.Array, valid: jax.Array, correct: jax.Array, *, eta: float = 0.5, resolution: int = 64
+) -> jax.Array:
+    """Where everybody looks: of the correct trajectories of all other groups that looked, the share whose mask overlaps
+    one's own with IoU > `eta`; [B, M, Z, 4], [B, M, Z], [B, M] -> [B, M] float32, 0 for those who marked nothing.
+
+    A finding moves with the image. A box that answers many questions right by luck does not: it is a habit. Two
+    questions about one image are two groups. Memory and time grow with (BM)**2 and with R**2 BM.
+    """
+    groups, slots = correct.shape
+    masks = rasterise(boxes, valid, resolution).reshape(groups * slots, -1).astype(jnp.float32)
+    size = masks.sum(-1)
+    shared = masks @ masks.T  # whole numbers far below 2**24: exact
+    alike = shared / jnp.maximum(size[:, None] + size - shared, 1.0) > eta
+    group = jnp.arange(groups * slots) // slots
+    elsewhere = (group[:, None] != group) & (correct.reshape(-1).astype(bool) & (size > 0))
+    share = jnp.sum(alike & elsewhere, axis=1, dtype=jnp.float32) / jnp.maximum(jnp.sum(elsewhere, axis=1), 1)
+    return share.astype(jnp.float32).reshape(groups, slots)
 
 
 def agreeing_share(agrees: jax.Array, looked: jax.Array) -> jax.Array:
@@ -255,21 +271,14 @@ def agreeing_share(agrees: jax.Array, looked: jax.Array) -> jax.Array:
     return agreeing / jnp.maximum(lookers, 1.0)
 
 
-def eta_by_size(area: jax.Array, eta: float, side: float) -> jax.Array:
-    """`eta * min(1, sqrt(area) / side)` for masks of these normalised areas: one lattice step costs a small box more of
-    its overlap than a large one."""
-    return eta * jnp.minimum(1.0, jnp.sqrt(area) / side)
-
-
 def _overlaps(boxes: jax.Array, valid: jax.Array, correct: jax.Array, resolution: int) -> tuple[jax.Array, ...]:
-    """IoU [B, M] of each mask with its consensus, its pixels [B, M], and both packed: [W, R, B] and [W, R, M, B]."""
+    """IoU [B, M] of each mask with its consensus, and both packed: the consensus [W, R, B], the masks [W, R, M, B]."""
     # Groups last: neighbours in memory are then the same pixels of neighbouring groups.
     masks = rasterise_packed(jnp.transpose(boxes, (3, 2, 1, 0)), jnp.transpose(valid, (2, 1, 0)), resolution)
     agreed = _if_any(correct, _majority, masks, correct.T)
     shared = _pixels(masks & agreed[:, :, None]).T
-    own = _pixels(masks).T
-    joined = own + _pixels(agreed)[:, None] - shared
-    return shared / jnp.maximum(joined, 1.0), own, agreed, masks
+    joined = _pixels(masks).T + _pixels(agreed)[:, None] - shared
+    return shared / jnp.maximum(joined, 1.0), agreed, masks
 
 
 def _in_parts(function: Callable[..., tuple[jax.Array, ...]], *arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -289,5 +298,5 @@ def _in_parts(function: Callable[..., tuple[jax.Array, ...]], *arrays: jax.Array
         x = jnp.moveaxis(x, 0, -2)
         return x.reshape(*x.shape[:-2], -1)[..., :groups]
 
-    iou, own, agreed, masks = jax.lax.map(lambda part: function(*part), tuple(cut(x) for x in arrays))
-    return *(x.reshape(-1, x.shape[-1])[:groups] for x in (iou, own)), joined(agreed), joined(masks)
+    iou, agreed, masks = jax.lax.map(lambda part: function(*part), tuple(cut(x) for x in arrays))
+    return iou.reshape(-1, iou.shape[-1])[:groups], joined(agreed), joined(masks)

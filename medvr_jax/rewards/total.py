@@ -24,18 +24,29 @@ def tool_reward_by_mode(
     looked: jax.Array,
     correct: jax.Array,
     *,
+    eta: float = 0.5,
     high: float = 1.0,
-    **rules: float,
+    low: float = 0.5,
+    resolution: int = 64,
+    maximum_popularity: float = 1.0,
 ) -> ConsensusResult:
     """R_tool under a mode: boxes [B, M, Z, 4], valid [B, M, Z], looked and correct [B, M] bool.
 
     The consensus and the overlaps are computed in every mode, so that runs can be compared; only the reward differs.
-
-    rules: the others of `consensus.tool_reward`.
+    What the numbers are: see `consensus.tool_reward`.
     """
     if tool_mode not in TOOL_MODES:
         raise ValueError(f"tool_mode is {tool_mode!r}, allowed are {', '.join(TOOL_MODES)}")
-    result = tool_reward(boxes, valid, correct, high=high, **rules)
+    result = tool_reward(
+        boxes,
+        valid,
+        correct,
+        eta=eta,
+        high=high,
+        low=low,
+        resolution=resolution,
+        maximum_popularity=maximum_popularity,
+    )
     if tool_mode == "consensus":
         return result
     looked, correct = looked.astype(bool), correct.astype(bool)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from medvr_jax.evaluation.grounding import ELSEWHERE, any_hit
+from medvr_jax.evaluation.grounding import ELSEWHERE, any_hit, mask_overlap
 from medvr_jax.inputs.boxes import Size, scale_box
 from medvr_jax.inputs.tokenizer import token_pieces
 from medvr_jax.models.config import VisionConfig
@@ -51,12 +51,13 @@ def rollout_records(
     ]
 
 
-_NO_REWARDS = {"correct": None, "rewards": None, "advantage": None, "consensus_iou": None}
+_NO_REWARDS = {"correct": None, "votes": None, "rewards": None, "advantage": None, "consensus_iou": None}
 
 
 def _rewards(rewards: Rewards, b: int, m: int) -> dict[str, Any]:
     return {
         "correct": bool(rewards.correct[b, m]),
+        "votes": bool(rewards.votes[b, m]),
         "rewards": {
             "accuracy": float(rewards.accuracy[b, m]),
             "format": float(rewards.format[b, m]),
@@ -138,7 +139,7 @@ def trajectory_facts(rollout: Rollout, rewards: Rewards) -> dict[str, np.ndarray
         return np.array([[fact(trajectory) for trajectory in group] for group in rollout.trajectories])
 
     found: Rewards = jax.device_get(rewards)
-    names = ("accuracy", "format", "tool", "total", "iou", "has_spread", "correct", "well_formed", "agreement")
+    names = ("accuracy", "format", "tool", "total", "iou", "has_spread", "correct", "votes", "well_formed", "agreement")
     facts = {name: np.asarray(getattr(found, name)) for name in names} | {
         "called": each(lambda t: sum(turn.called for turn in t.turns)),
         "images": each(lambda t: t.images),
@@ -188,6 +189,8 @@ def rollout_metrics(facts: Mapping[str, np.ndarray]) -> dict[str, float]:
         "rollout/sampled_tokens_max": float(sampled.max()),
         "rollout/entropy": float(facts["entropy"].sum() / max(sampled.sum(), 1)),
     }
+    if correct.any():
+        figures["reward/vote_rate"] = float(facts["votes"][correct].mean())
     return figures | _by_origin(facts, "base") | _by_origin(facts, "fork") | _purity(facts) | _audits(facts)
 
 
@@ -231,13 +234,13 @@ def _audit_facts(rollout: Rollout, consensus: np.ndarray) -> dict[str, np.ndarra
         for boxes, group in zip(true, rollout.trajectories, strict=True)
     ]
     masks = np.stack([union(boxes, consensus.shape[-1]) for boxes in true])
-    shared, joined, area = (x.sum((1, 2)) for x in (consensus & masks, consensus | masks, masks))
+    iou, covered = mask_overlap(consensus, masks)
     return {
-        "known": area > 0,
+        "known": masks.any((1, 2)),
         "hit": np.array(hit),
         "agreed": consensus.any((1, 2)),
-        "agreed_iou": shared / np.maximum(joined, 1),
-        "agreed_cover": shared / np.maximum(area, 1),
+        "agreed_iou": iou,
+        "agreed_cover": covered,
     }
 
 

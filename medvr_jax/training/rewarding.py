@@ -33,21 +33,18 @@ class RewardSettings:
     raster: int
     high: float
     low: float
-    minimum_correct: int
-    minimum_agreement: float
-    soft_iou: bool
-    eta_side: float
+    maximum_popularity: float
     std_threshold: float
     normalise_by_std: bool
 
 
 class Rewards(NamedTuple):
-    """Rewards of a rollout: `[B, M]` float32 each, `correct` and `well_formed` `[B, M]` bool, `has_spread [B]` bool,
-    `agreement [B]` float32, `consensus [B, R, R]` bool.
+    """Rewards of a rollout: `[B, M]` float32 each, `correct`, `well_formed` and `votes` `[B, M]` bool, `has_spread [B]`
+    bool, `agreement [B]` float32, `consensus [B, R, R]` bool.
 
     `accuracy` may be a part of 1 under a scheme that pays parts; `correct` is where it is whole. `tool` is R_tool as it
-    enters the total, before its weight; `iou` the overlap with the group's `consensus`, and `agreement` the share
-    of its right trajectories that looked at a region for whom that is enough.
+    enters the total, before its weight. `votes` says who made the group's `consensus`, `iou` is the overlap with it,
+    and `agreement` the share of its right trajectories that looked at a region for whom that is enough.
     """
 
     accuracy: jax.Array
@@ -59,6 +56,7 @@ class Rewards(NamedTuple):
     has_spread: jax.Array
     correct: jax.Array
     well_formed: jax.Array
+    votes: jax.Array
     agreement: jax.Array
     consensus: jax.Array
 
@@ -145,10 +143,7 @@ def combine(
         high=settings.high,
         low=settings.low,
         resolution=settings.raster,
-        minimum_correct=settings.minimum_correct,
-        minimum_agreement=settings.minimum_agreement,
-        soft_iou=settings.soft_iou,
-        eta_side=settings.eta_side,
+        maximum_popularity=settings.maximum_popularity,
     )
     total = total_reward(
         accuracy,
@@ -172,6 +167,7 @@ def combine(
         has_spread=jnp.asarray(has_spread),
         correct=correct,
         well_formed=well_formed,
+        votes=result.votes,
         agreement=result.agreement,
         consensus=result.consensus,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from medvr_jax.evaluation.grounding import any_hit, best_iou, hit, iou
+from medvr_jax.evaluation.grounding import any_hit, area, best_iou, hit, intersection, iou, mask_overlap
 
 
 def mask(box, side=50):
@@ -32,3 +32,22 @@ def test_edges():
     assert not hit((0, 0, 1, 1), (0.5, 0.5, 0.5, 0.5))
     assert not any_hit([], [true]) and best_iou([], [true]) == 0.0
     assert any_hit([(0, 0, 0.1, 0.1), true], [true]) and best_iou([(0, 0, 0.1, 0.1), true], [true]) == pytest.approx(1)
+
+
+def test_masks_overlap_as_boxes_do() -> None:
+    """Boxes whose edges are on the lines of the raster have the same IoU as their masks."""
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 24, (2, 200, 2))
+    high = low + rng.integers(1, 9, low.shape)
+    masks = np.zeros((2, 200, 32, 32), bool)
+    for place in np.ndindex(2, 200):
+        masks[place][low[place][1] : high[place][1], low[place][0] : high[place][0]] = True
+    first, second = np.concatenate([low, high], -1) / 32
+    ious, held = mask_overlap(*masks)
+    np.testing.assert_allclose(ious, [iou(one, other) for one, other in zip(first, second, strict=True)])
+    np.testing.assert_allclose(
+        held, [intersection(one, other) / area(other) for one, other in zip(first, second, strict=True)]
+    )
+    assert (held > 0).sum() > 10
+    nothing = np.zeros((32, 32), bool)
+    assert mask_overlap(masks[0, 0], nothing) == mask_overlap(nothing, nothing) == (0, 0)

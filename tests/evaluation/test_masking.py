@@ -113,7 +113,7 @@ def test_rows_say_what_was_blanked(monkeypatch: Any, parts: Any, tmp_path: Path)
         assert row["changed"] == (row["prediction"] != row["before"]) and row["scores"]["strict"]["correct"] in (0, 1)
 
 
-def test_who_guesses_does_not(monkeypatch: Any, parts: Any, tmp_path: Path) -> None:
+def test_who_guesses_does_not(monkeypatch: Any, parts: Any, tmp_path: Path, capsys: Any) -> None:
     """A policy without a tool: only the true boxes can be blanked; and it is told from one that looks."""
     evaluated(monkeypatch, parts, tmp_path / "looks", MadeEngine())
     guesses = evaluated(
@@ -142,6 +142,7 @@ def test_who_guesses_does_not(monkeypatch: Any, parts: Any, tmp_path: Path) -> N
     plain = str(tmp_path / "plain")
     looking = evaluated(monkeypatch, parts, tmp_path / "looks", MadeEngine(), evaluate__compare_with=plain)["masking"]
     assert looking["against"] == {}
+    assert " has no masking test; it is compared in all else" in capsys.readouterr().out
 
 
 def test_sets_with_boxes_and_without(monkeypatch: Any, parts: Any, tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ CHANGES = {  # from the arm `zoom`
     "unconditional": {TOOL},
     "both_4": {EVR, TOOL, "rollout.trajectories"},
     "cca_eta_.4": {TOOL, "rewards.eta"},
-    "cca_soft": {TOOL, "rewards.soft_iou"},
+    "cca_votes": {TOOL, "rewards.maximum_popularity"},
+    "both_votes": {EVR, TOOL, "rewards.maximum_popularity"},
+    "prior_zoom": {"data.synthetic.prior", "steps"},
     "anywhere_zoom": {"data.synthetic.lesions"},
 }
 
@@ -60,6 +62,7 @@ def test_fields_behind_a_variant() -> None:
         "evr,gamma=1",
         [("evr.spending", "one_pass")],
     )
+    assert variants.split_fields("steps=3,reward=none, zoom") == ("reward=none,zoom", [("steps", "3")])
     assert variants.split_fields("rewards.eta=0.4") == ("", [("rewards.eta", "0.4")])
     config = arms.get_config("rewards.eta=0.4,data.synthetic.lesions=anywhere")
     assert (config.rewards.eta, config.data.synthetic.lesions, config.rewards.tool) == (0.4, "anywhere", "consensus")

@@ -17,6 +17,7 @@ import pytest
 
 from medvr_jax.configuration import load_config
 from medvr_jax.errors import UserError
+from medvr_jax.experiments.lock import only_process
 from medvr_jax.experiments.run import run_experiment
 from medvr_jax.workdir import prepare_workdir
 
@@ -132,6 +133,21 @@ def test_a_finished_grid_only_makes_its_pages_anew(grids: tuple, monkeypatch: py
             again(whole, **changes)
     assert {name: file.stat().st_mtime_ns for name, file in files(whole).items()} == before
     assert {name: (whole / name).stat().st_mtime_ns for name in pages} == pages
+
+
+def test_one_process_makes_an_experiment_and_says_what_it_cannot_draw(
+    grids: tuple, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    _, killed, _ = grids
+    monkeypatch.setattr(multiprocessing, "get_context", None)  # no worker is begun
+    with only_process(killed), pytest.raises(UserError, match="another process is making the runs of"):
+        again(killed)
+    again(killed, **{"experiment.figures": "('area:fast', 'audit/nothing:fast')"})
+    assert "experiment.figures: 'audit/nothing' is not drawn: no run of its arms" in capsys.readouterr().out
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(UserError, match="holds a training run; give another one for an experiment"):
+        again(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_what_only_a_worker_sees_is_one_line_too(tmp_path: Path) -> None:

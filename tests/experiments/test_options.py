@@ -71,6 +71,7 @@ def test_figures_have_titles_of_their_own() -> None:
         ({"arms": "a=zoom", "figures": "=curves:a"}, "experiment.figures: found '=curves:a', allowed are"),
         ({"arms": "a=zoom", "figures": "curves:b"}, "experiment.figures: found 'b', allowed are the names"),
         ({"arms": "a=zoom", "figures": "curvs:a"}, "found the kind 'curvs', allowed are curves, area, entropy"),
+        ({"arms": "a=zoom", "figures": "speed/samples:a"}, "found the kind 'speed/samples', allowed are curves"),
         ({"arms": "a=zoom", "figures": "evr.enabled:a"}, "experiment.figures: found the kind 'evr.enabled', allowed"),
         ({"arms": "a=zoom", "figures": '("curves:a,area:a",)'}, "experiment.figures: found 'area:a', allowed are"),
         ({"arms": "a=zoom", "figures": '("curves:a", "curves:a")'}, "2 figures with the title 'Held-out accuracy'"),

@@ -150,6 +150,7 @@ def test_a_folder_holds_tables_and_figures(experiment: Experiment, runs: Runs, t
     for title, stem in shown:
         root = ElementTree.fromstring((tmp_path / "figures" / f"{stem}.svg").read_text(encoding="utf-8"))
         assert root.get("aria-label") == title
+    assert re.search(r"\d+ of \d+ runs are done\. `zoom`: \d+ updates of \d+ questions x \d+ trajectories, ", page)
     curves = (tmp_path / "figures" / "held_out_accuracy.svg").read_text(encoding="utf-8")
     assert "zoom (4)" in curves and "evr (4)" in curves and "empty" not in curves
     assert (tmp_path / "results.jsonl").read_text(encoding="utf-8") == result_lines(runs)

@@ -94,6 +94,51 @@ def test_the_reward_gap_of_a_group(setting: int) -> None:
     assert abs(measured - expected) < 3 * error, (measured, expected, error)
 
 
+@pytest.mark.parametrize(
+    ("rho", "limit", "count"),
+    [
+        (0.1, 0.1, 60), (0.2, 0.1, 60), (0.3, 0.1, 60), (0.85, 0.1, 60), (0.75, 0.2, 60), (0.2, 0.4, 60),
+        (0.3, 1.0, 60), (0.85, 0.1, 4), (0.3, 0.05, 2), (0.5, 0.2, 1),
+    ],
+)  # fmt: skip
+def test_the_gap_of_a_vote_without_popular_looks(rho: float, limit: float, count: int) -> None:
+    """Lesions at so many places; a hundred images at a time, whose first right trajectory is a hit, then a miss."""
+    correct, images, habits = 6, 100, len(HABITS)
+    places = np.array([(x, y, x + 42, y + 42) for x in range(98, 336, 42) for y in range(14, 434, 42)])
+    places = places[:: len(places) // count]
+    rng = np.random.default_rng(int(1000 * (rho + limit)) + count)
+    rewards: list[list[np.ndarray]] = [[], []]
+    for number in range(24):
+        boxes = np.array(HABITS)[rng.integers(habits, size=(images, correct))]
+        hit = rng.random((images, correct)) < rho
+        # One image's first trajectory at a time would be exact; half of them at once moves popularities by little.
+        hit[: images // 2, 0] = number % 2
+        boxes = np.where(hit[..., None], places[rng.integers(len(places), size=images)][:, None], boxes)
+        found = consensus.tool_reward(
+            (boxes / SIDE).astype(np.float32)[:, :, None],
+            jnp.ones((images, correct, 1), bool),
+            jnp.ones((images, correct), bool),
+            resolution=RESOLUTION,
+            maximum_popularity=limit,
+        )
+        rewards[number % 2].append(np.asarray(found.reward)[: images // 2, 0])
+    miss, hits = (np.concatenate(x) for x in rewards)
+    error = np.sqrt(miss.var() / len(miss) + hits.var() / len(hits))
+    expected = theory.habit_gap_of_votes(rho, correct, habits, limit, count)
+    assert abs(hits.mean() - miss.mean() - expected) <= 3 * error + 1e-9, (hits.mean(), miss.mean(), expected)
+
+
+@pytest.mark.parametrize("habits", [1, 2, 5])
+def test_without_popular_votes_the_gap_is_positive_at_every_purity(habits: int) -> None:
+    below, above = 1 / (habits + 1) - 0.001, 1 / (habits + 1) + 0.02
+    purities = np.linspace(0.001, 1, 500)
+    for correct in range(2, 17):
+        assert all(theory.habit_gap_of_votes(rho, correct, habits, below) > 0 for rho in purities)
+        assert any(theory.habit_gap_of_votes(rho, correct, habits, above) < 0 for rho in purities)
+        crowded = [theory.habit_gap_of_votes(rho, correct, habits, below, 1 / (below + 0.01)) for rho in purities]
+        assert min(crowded) < 0
+
+
 def pointing(kinds: BoxKinds, purity: float, chance: float, trajectories: int, seed: int) -> float:
     """Share of groups whose consensus is the lesion's box."""
     found = reward(kinds, *sample(kinds, purity, chance, trajectories, None, seed))

@@ -30,22 +30,26 @@ def test_masks_are_the_rewards(raster: int) -> None:
         np.testing.assert_array_equal(union([box], raster), mask, str(box))
 
 
-def test_votes_and_consensus_are_the_rewards() -> None:
+@pytest.mark.parametrize("popularity", [1.0, 0.1])
+def test_votes_and_consensus_are_the_rewards(popularity: float) -> None:
     rng = np.random.default_rng(0)
     groups, slots, most = 12, 6, 3
     corner = rng.uniform(0, 0.5, (groups, slots, most, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(0.2, 0.5, corner.shape)], -1).astype(np.float32)
     valid, correct = rng.random((groups, slots, most)) < 0.7, rng.random((groups, slots)) < 0.6
-    expected = tool_reward(boxes, valid, correct, resolution=64)
+    expected = tool_reward(boxes, valid, correct, resolution=64, maximum_popularity=popularity)
+    votes = np.asarray(expected.votes)
+    assert (votes.sum() == correct.sum()) == (popularity == 1)
     for b in range(groups):
         records = [
             {"boxes": boxes[b, m][valid[b, m]].tolist(), "correct": bool(correct[b, m]), "true_boxes": []}
+            | ({"votes": bool(votes[b, m])} if popularity < 1 else {})  # a file may be older than the field
             for m in range(slots)
         ]
         found = agreement(records, 64)
         np.testing.assert_array_equal(found.counts, expected.counts[b])
         np.testing.assert_array_equal(found.mask, expected.consensus[b])
-        assert found.voters == correct[b].sum() and found.covered is None
+        assert found.voters == votes[b].sum() and found.covered is None
     assert expected.consensus.any()
 
 

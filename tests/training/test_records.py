@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -144,6 +145,7 @@ def test_the_base_half_stands_apart_and_audits_stay_audits() -> None:
         "fork/hit_rate": 1 / 2,
         "fork/purity": 1 / 2,
         "reward/purity": (2 / 3 + 0 + 1) / 3,
+        "reward/vote_rate": 1.0,
         "audit/hit_rate": 3 / 8,
         "audit/purity": 2 / 7,
         "audit/consensus_iou": (13 * 13 / (32 * 32) + 0) / 2,  # of a raster of 64 x 64
@@ -171,21 +173,29 @@ def test_what_no_group_has_is_left_out() -> None:
     assert "reward/purity" not in figures
 
 
-def test_options_of_the_consensus_reach_the_reward() -> None:
-    """In the first group two thirds agree, with an IoU of 1; in the second nobody; in the third all do."""
-    cases = {
-        "minimum_agreement": (0.7, [[0.5, 0, 0.5, 0.5], [0.5, 0, 0.5, 0], [1, 1, 1, 1]]),
-        "minimum_correct": (4, [[0.5, 0, 0.5, 0.5], [0.5, 0, 0.5, 0], [1, 1, 1, 1]]),
-        "soft_iou": (True, [[1, 0, 1, 0.5], [0.5, 0, 0.5, 0], [1, 1, 1, 1]]),
-    }
-    for name, (value, expected) in cases.items():
-        settings = assembly.reward_settings(small_config(rewards__tool="consensus", **{f"rewards__{name}": value}))
-        np.testing.assert_array_equal(reward_rollout(mixed_groups(), 1, settings).tool, expected, err_msg=name)
-    quarter = ZoomBox((0, 0, 50, 50), (0.0, 0.0, 0.25, 0.25))
-    group = [answered("A", zoom) for zoom in (HERE, HERE, HERE, quarter)]
-    for side, expected in ((0.5, 0.5), (0.6, 1.0)):  # its IoU is 1/4, and 1/4 of the side is its own
-        settings = assembly.reward_settings(small_config(rewards__tool="consensus", rewards__eta_side=side))
-        assert float(reward_rollout(made_groups(((), group)), 1, settings).tool[0, 3]) == expected
+def test_popular_looks_have_no_vote_and_the_files_say_so() -> None:
+    """For the three groups 5/6, 6/7 and 3/5 of the others' right looks are HERE; to look nowhere is not popular."""
+    settings = assembly.reward_settings(small_config(rewards__tool="consensus", rewards__maximum_popularity=0.7))
+    rollout = mixed_groups()
+    rewards = reward_rollout(rollout, 1, settings)
+    np.testing.assert_array_equal(rewards.tool, [[0.5, 0, 0.5, 1], [0.5, 0, 0.5, 0], [1, 1, 1, 1]])
+    figures = rollout_metrics(trajectory_facts(rollout, rewards))
+    assert figures["reward/vote_rate"] == pytest.approx(7 / 10)
+    host = dataclasses.replace(rollout.host, **{name: np.zeros((3, 4, 1)) for name in ("tokens", "sampled", "entropy")})
+    records = rollout_records(dataclasses.replace(rollout, host=host), rewards, 0, range(3), load_tokenizer(TINY))
+    found = [[record["votes"] for record in records if record["group"] == group] for group in range(3)]
+    assert found == [[False, False, False, True], [False, True, True, False], [True] * 4]
+
+
+def test_popularity_needs_the_groups_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config(rewards__tool="consensus", rewards__maximum_popularity=0.1)
+    assert assembly.reward_settings(config).maximum_popularity == 0.1
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(
+        UserError, match=r"rewards.maximum_popularity: found 0.1 in a run of 2 processes, allowed is 1.0"
+    ):
+        assembly.reward_settings(config)
+    assembly.reward_settings(small_config())
 
 
 def test_a_half_reward_is_not_a_right_answer() -> None:

@@ -110,3 +110,18 @@ def test_the_arms_lesions_lie_in_none_of_the_habits_boxes() -> None:
 def test_places_where_no_lesion_can_lie_are_refused() -> None:
     with pytest.raises(UserError, match="data.synthetic.lesions: found 'outside_habits', but with margin 0.36"):
         SyntheticTask(margin=0.36, lesions="outside_habits")
+
+
+def test_a_prior_is_of_training_questions_alone() -> None:
+    """.6 + .4/3 = 11 of 15 are of the first class; held-out questions, and where lesions lie, are as they were."""
+    settings = dict(arms.get_config("zoom").data.synthetic)
+    plain, biased = SyntheticTask(**settings), SyntheticTask(**settings | {"prior": 0.6})
+    drawn = [biased.scene("train", index) for index in range(300)]
+    first = sum(scene.label == 0 for scene in drawn)
+    assert abs(first - 220) < 4 * np.sqrt(300 * 11 / 15 * 4 / 15)
+    assert {scene.label for scene in drawn} == {0, 1, 2}
+    for index in range(20):
+        assert drawn[index].box == plain.scene("train", index).box
+        held_out, as_before = biased.scene("test", index), plain.scene("test", index)
+        assert held_out.label == as_before.label
+        np.testing.assert_array_equal(held_out.pixels, as_before.pixels)
