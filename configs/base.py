@@ -95,6 +95,7 @@ def get_config() -> ConfigDict:
     rollout = config.rollout = section()
     rollout.trajectories = 16  # M
     rollout.groups_at_once = 0  # groups sampled at a time; 0 = all of a step; changes memory, not results
+    rollout.sizes = 5  # of responses, crops and updates, at most: fewer compile sooner, and pad more; 1 = the largest
     rollout.temperature = 1.0  # of sampling and of the scorer alike; evaluation is greedy
     rollout.max_turns = 5  # turns of the policy in one trajectory, the answer's included
     rollout.response_length = 1024  # T; a trajectory that would grow longer ends, truncated

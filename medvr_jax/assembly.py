@@ -228,6 +228,7 @@ def greedy_rollout(config: Any, backbone: BackboneConfig, prompts: tuple[tuple[i
         merge_unit=vision.merge_unit,
         tools=bool(config.rollout.tools),
         surveyed_prompts=prompts,
+        sizes=config.rollout.sizes,
         evr=None,
     )
 

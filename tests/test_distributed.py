@@ -133,7 +133,7 @@ def assert_same(expected: dict[str, Any], found: dict[str, Any]) -> None:
 
 
 def assert_close(expected: Any, found: Any) -> None:
-    """The same structure, with numbers equal to 1e-5 (what is told to five digits may round to either side)."""
+    """The same structure, with numbers equal to some 1e-5 (what is told to five digits may round to either side)."""
     if isinstance(expected, dict):
         assert expected.keys() == found.keys()
         expected, found = list(expected.values()), [found[name] for name in expected]
@@ -141,7 +141,7 @@ def assert_close(expected: Any, found: Any) -> None:
         for pair in zip(expected, found, strict=True):
             assert_close(*pair)
     else:
-        assert found == pytest.approx(expected, abs=2e-5)
+        assert found == pytest.approx(expected, rel=1e-5, abs=3e-5)
 
 
 def test_metrics_are_the_same(runs: tuple[Path, Path, Path]) -> None:

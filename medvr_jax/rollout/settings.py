@@ -12,7 +12,11 @@ SHORTEST_CACHE, CACHE_LENGTHS, CROP_COUNTS, CROP_SIZES = 128, 4, 5, 3
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
-    """Shapes and rules of a rollout; see `configs/base.py`, sections prompt, rollout and evr."""
+    """Shapes and rules of a rollout; see `configs/base.py`, sections prompt, rollout and evr.
+
+    surveyed_prompts: what a survey of the data found to be good sizes of prompts.
+    sizes: at most so many of each kind, the largest of those that there are.
+    """
 
     trajectories: int
     temperature: float
@@ -28,6 +32,7 @@ class RolloutSettings:
     tools: bool
     evr: EvrSettings | None
     surveyed_prompts: tuple[tuple[int, int], ...] = ()
+    sizes: int = CROP_COUNTS
 
     @property
     def prompt_sizes(self) -> tuple[tuple[int, int], ...]:
@@ -58,21 +63,21 @@ class RolloutSettings:
     @property
     def cache_lengths(self) -> tuple[int, ...]:
         """Slots of the response cache, which grows from one of these to the next: at most half of a longer one is
-        padding."""
-        return halvings(self.response_length, smallest=SHORTEST_CACHE, steps=CACHE_LENGTHS)
+        padding, if there are no fewer sizes than these."""
+        return halvings(self.response_length, smallest=SHORTEST_CACHE, steps=min(CACHE_LENGTHS, self.sizes))
 
     @property
     def crop_counts(self) -> tuple[int, ...]:
         """New crops per group that are encoded in one call. Of more than the smallest number, at most a third is
         padding; of 16 the sizes are 4, 6, 8, 11 and 16."""
-        return two_thirds(self.trajectories, smallest=2, steps=CROP_COUNTS)
+        return two_thirds(self.trajectories, smallest=2, steps=min(CROP_COUNTS, self.sizes))
 
     @property
     def observation_sizes(self) -> tuple[tuple[int, int], ...]:
         """(patches of a crop, tokens of an observation) of one call, ascending: the largest, a half and a quarter of
         its patches. Of crops larger than the smallest of these at most half is padding."""
         features = -(-self.smallest_crop // self.merge_unit)
-        sizes = halvings(self.crop_features, smallest=max(features, 1), steps=CROP_SIZES)
+        sizes = halvings(self.crop_features, smallest=max(features, 1), steps=min(CROP_SIZES, self.sizes))
         text = self.observation_length - self.crop_features
         return tuple((size * self.merge_unit, text + size) for size in sizes if text + size > 0)
 

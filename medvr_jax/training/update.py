@@ -116,7 +116,7 @@ def update_sizes(rollout: RolloutSettings) -> tuple[UpdateSize, ...]:
     return tuple(
         UpdateSize(length, math.ceil(fill * M * length), math.ceil(fill * rollout.crop_slots))
         for length in rollout.cache_lengths
-        for fill in FILLS
+        for fill in FILLS[-rollout.sizes :]
     )
 
 

@@ -278,7 +278,7 @@ def run_main(file: Path, images: Path, workdir: Path, *arguments: str) -> subpro
     command = [sys.executable, "-m", "medvr_jax.main", f"--config={REPOSITORY}/configs/tiny_cpu.py:text"]
     command += [f"--workdir={workdir}", "--config.steps=1", "--config.mesh.host_devices=1", *arguments]
     command += ["--config.rollout.trajectories=2", "--config.export_at_end=false"]
-    command += ["--config.prompt.sizes=1", "--config.rollout.response_length=16"]  # few programs
+    command += ["--config.prompt.sizes=1", "--config.rollout.sizes=1", "--config.rollout.response_length=16"]
     command += [f"--config.data.{name}={value}" for name, value in settings.items()]
     environment = dict(os.environ, PYTHONPATH=str(REPOSITORY), JAX_PLATFORMS="cpu")
     return subprocess.run(command, cwd=workdir.parent, env=environment, capture_output=True, text=True, timeout=600)

@@ -18,6 +18,7 @@ def get_config(variant: str = "slow") -> ConfigDict:
     config.data.test_examples = config.data.evaluation_batch = 4
     config.rollout.trajectories = 2
     config.rollout.response_length = 32
+    config.rollout.sizes = 1
     config.grpo.kl_weight = 0.0
     config.experiment.arms = ("slow=slow", "fast=fast@3")
     config.experiment.seeds = 2

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import pytest
 
 from medvr_jax import assembly, programs
 from medvr_jax.experiments.arm import ArmTrainer, train_rows
 from medvr_jax.training.trainer import Trainer
-from tests.tiny_run import largest_sizes_alone, small_config
+from tests.tiny_run import small_config
 
 SIZES = {"steps": 2, "evaluate_every": 1}
 
@@ -20,8 +19,7 @@ def without_times(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
 
 
-def test_a_restarted_trainer_equals_a_fresh_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    largest_sizes_alone(monkeypatch)
+def test_a_restarted_trainer_equals_a_fresh_one() -> None:
     said: list[str] = []
     arm = ArmTrainer(assembly.assemble(small_config(**SIZES), jax.devices()[:1]), said.append)
     first = arm.run("full", 0, "model", said.append)

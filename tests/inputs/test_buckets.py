@@ -72,5 +72,16 @@ def test_crops_of_a_turn(patches: int, tokens: int) -> None:
     assert worst(tuple(size // 4 for size, _ in sizes)) < 1 / 2 and all(room > 0 for _, room in sizes)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_fewer_sizes_are_the_largest_ones(count: int) -> None:
+    few, all_of_them = settings(sizes=count), settings()
+    for name in ("cache_lengths", "crop_counts", "observation_sizes"):
+        expected = getattr(all_of_them, name)[-count:]
+        assert getattr(few, name) == expected and len(expected) == min(count, len(getattr(all_of_them, name)))
+    largest = update_sizes(all_of_them)[-1]
+    assert update_sizes(few)[-1] == largest and len(update_sizes(few)) == min(count, 4) * len(few.cache_lengths)
+    assert count > 1 or update_sizes(few) == (largest,)
+
+
 def test_crops_of_one_size_need_one_program() -> None:
     assert settings(crop_patches=64, smallest_crop=64, observation_length=48).observation_sizes == ((64, 48),)

@@ -14,19 +14,17 @@ from medvr_jax.planning import costs
 from medvr_jax.planning.programs import step_programs
 from medvr_jax.training import abstract
 from medvr_jax.training.trainer import Trainer
-from tests.tiny_run import largest_sizes_alone, small_config
+from tests.tiny_run import small_config
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["frozen tower", "trained tower"])
 def step(request) -> tuple[Any, dict[str, tuple]]:
     """The plan's programs by name, and the arguments with which a real step calls them."""
     patch = pytest.MonkeyPatch()
-    largest_sizes_alone(patch)  # as in a plan
     patch.setattr(layers, "LARGE_KERNEL", 1)  # as the kernels of real models are
     request.addfinalizer(patch.undo)
     config = small_config(
         "full",
-        prompt__sizes=1,
         mesh__fsdp=2,
         grpo__updates_per_batch=2,
         model__freeze_vision_tower=request.param,

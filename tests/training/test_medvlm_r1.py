@@ -10,7 +10,6 @@ import pytest
 
 from medvr_jax.configuration import load_config
 from medvr_jax.training.loop import train
-from tests.tiny_run import largest_sizes_alone
 
 SMALL = {
     "mesh.host_devices": "1",
@@ -18,13 +17,14 @@ SMALL = {
     "data.prompts_per_step": "8",
     "data.test_examples": "8",
     "data.evaluation_batch": "8",
+    "rollout.sizes": "1",
+    "prompt.sizes": "1",
     "report.rollouts_every": "1",
     "export_at_end": "false",
 }
 
 
-def test_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    largest_sizes_alone(monkeypatch)
+def test_two_steps(tmp_path: Path) -> None:
     config = load_config("configs/medvlm_r1_qwen2_vl_2b.py:tiny", list(SMALL.items()))
     train(config, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -21,7 +21,7 @@ from medvr_jax import assembly
 from medvr_jax.training.checkpoints import Checkpoints
 from medvr_jax.training.loop import train
 from medvr_jax.training.trainer import Trainer, make_train_state
-from tests.tiny_run import SMALL, largest_sizes_alone, small_config
+from tests.tiny_run import SMALL, small_config
 from tests.training.test_profiling import events
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -190,9 +190,8 @@ def test_the_other_modes_work_on_the_run(runs: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize("variant", ["text", "zoom", "evr", "cca"])
-def test_every_variant_runs(variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_variant_runs(variant: str, tmp_path: Path) -> None:
     """Two steps each on eight devices; what distinguishes the variants shows in the figures."""
-    largest_sizes_alone(monkeypatch)
     sizes = {"data__prompts_per_step": 8, "mesh__host_devices": 8, "rollout__trajectories": 4}
     config = small_config(variant, steps=2, export_at_end=False, report__profile_steps="1", **sizes)
     train(config, tmp_path)

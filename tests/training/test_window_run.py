@@ -16,7 +16,7 @@ from medvr_jax.inputs.images import load_original
 from medvr_jax.rollout.tools import parse_tool_call, run_tool_call
 from medvr_jax.training import sharding
 from medvr_jax.training.loop import train
-from tests.tiny_run import largest_sizes_alone, small_config
+from tests.tiny_run import small_config
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +77,8 @@ def test_forks_start_at_the_window(rolled: tuple[Any, Any]) -> None:
     assert forks >= 4
 
 
-def test_the_variant_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variant_trains(tmp_path: Path) -> None:
     """Two updates through the entry point's own function; looks without boxes count as what they are."""
-    largest_sizes_alone(monkeypatch)
     sizes = {"data__prompts_per_step": 8, "mesh__host_devices": 8, "rollout__trajectories": 4}
     config = small_config("window", steps=2, export_at_end=False, **sizes)
     train(config, tmp_path)
