@@ -70,7 +70,7 @@ def test_status_of_the_test_script(clone: Path, fail_on: str, expected: int) -> 
     status, calls = launch(clone, ".ci/run", "-k", "rope", fail_on=fail_on)
     assert status == expected
     if fail_on != "pip install":
-        assert calls[-1] == "-m pytest -q -n 2 --dist loadfile -k rope"
+        assert calls[-1] == "-m pytest -q -n 2 --dist loadfile --timeout=1200 -k rope"
         assert [call for call in calls if call.startswith("check")] == ["check ."]
 
 

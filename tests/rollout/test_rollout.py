@@ -254,7 +254,7 @@ def test_a_trajectory_without_room_for_its_observation_ends_before_it() -> None:
 def test_growing_caches_change_nothing(rolled: tuple[Any, Rollout], monkeypatch: pytest.MonkeyPatch) -> None:
     """From 14 slots over 28 and 56 to 112, with forks and crops on the way."""
     monkeypatch.setattr(settings_module, "SHORTEST_CACHE", 14)
-    _, grown = roll()
+    _, grown = roll(rollout__sizes=4)
     lengths = [slots for _, _, slots in grown.calls.decode]
     assert lengths == sorted(lengths) and {14, 28, 56, 112} <= set(lengths)
     same_tokens(rolled[1], grown)

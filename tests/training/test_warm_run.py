@@ -38,7 +38,7 @@ def mixed(tmp_path: Path) -> Any:
     return small_config(
         data__name="jsonl", data__train_file=tmp_path / "all.jsonl", data__test_file=tmp_path / "all.jsonl",
         data__image_folder=tmp_path, data__prompts_per_step=2, rollout__trajectories=4, steps=STEPS,
-        rollout__groups_at_once=1,
+        rollout__groups_at_once=1, rollout__sizes=2,
         prompt__min_pixels=56 * 56, prompt__sizes=3, rollout__crop_min_pixels=28 * 28, grpo__kl_weight=0.0,
     )  # fmt: skip
 
@@ -47,7 +47,6 @@ def test_fifty_steps_compile_nothing(mixed: Any, monkeypatch: pytest.MonkeyPatch
     """With two lengths of caches, and two sizes of prompts, two of crops and two numbers of these; in two parts."""
     monkeypatch.setattr(survey, "STEP", 2)
     monkeypatch.setattr(settings_module, "SHORTEST_CACHE", 50)
-    monkeypatch.setattr(settings_module, "CROP_COUNTS", 2)
     monkeypatch.setattr(update, "FILLS", (1.0,))
     trainer = Trainer(assembly.assemble(mixed, jax.devices()[:1]))
     ready = [program for program in trainer.programs() if not program.name.startswith("evaluate")]
