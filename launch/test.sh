@@ -20,11 +20,12 @@ fi
 style=$?
 
 # Two workers with one thread each: more would only compete for the cores. Most of the time goes into compiling programs
-# that run once: they are compiled without most optimisations, which changes results by rounding alone. A test that hangs
-# fails alone, and says where it stood.
+# that run once: they are compiled without most optimisations, and without XLA's slower emitters of fusions on a CPU (two
+# fifths of the time of a file on models), which changes results by rounding alone. A test that hangs fails alone, and
+# says where it stood.
 export JAX_DISABLE_MOST_OPTIMIZATIONS="${JAX_DISABLE_MOST_OPTIMIZATIONS:-1}"
 export JAX_PLATFORMS=cpu OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-export XLA_FLAGS="--xla_cpu_multi_thread_eigen=false ${XLA_FLAGS:-}"
+export XLA_FLAGS="--xla_cpu_multi_thread_eigen=false --xla_cpu_use_fusion_emitters=false ${XLA_FLAGS:-}"
 .venv/bin/python -m pytest -q -n 2 --dist loadfile --timeout=1200 "$@"
 tests=$?
 [ "$tests" -ne 0 ] && exit "$tests"
